@@ -1,0 +1,135 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/quota"
+)
+
+const (
+	// rootIno is the inode number of the directory that lists the volumes; no
+	// backing filesystem gives it to a file (ext4 keeps 1 for bad blocks, xfs
+	// begins at 128, btrfs at 256).
+	rootIno = 1
+
+	// cacheTimeout is how long the kernel may keep names and attributes.
+	// Nobody but this mount changes a volume's tree, so it is long.
+	cacheTimeout = time.Hour
+
+	// maxCopy bounds one copy_file_range request, in bytes; callers loop.
+	maxCopy = 64 << 20
+
+	// dirCacheSize is how many directory descriptors are kept open.
+	dirCacheSize = 1024
+)
+
+// Options configure an FS.
+type Options struct {
+	// PoolDir is the pool's directory, opened for reading; FS owns it from
+	// then on. It anchors open_by_handle_at(2) and statfs(2).
+	PoolDir *os.File
+	// Rule is the pool's charge rule.
+	Rule quota.Rule
+	// Logger receives what an operation cannot tell its caller. Default: none.
+	Logger *zap.Logger
+}
+
+// Notifier tells the kernel to forget what it has cached.
+// fs/transport's Conn is one.
+type Notifier interface {
+	NotifyInvalEntry(parent uint64, name string) error
+	NotifyInvalInode(node uint64, off, length int64) error
+	NotifyDelete(parent, child uint64, name string) error
+}
+
+// FS serves a pool's volumes. Its fuse.RawFileSystem methods are called by the
+// transport, each on an OS thread of its own that holds fs capabilities,
+// umask 0 and an unshared fs_struct; they may be called concurrently.
+type FS struct {
+	fuse.RawFileSystem // answers what we do not serve; see api_check.go
+
+	pool  *os.File
+	rule  quota.Rule
+	log   *zap.Logger
+	isXFS bool
+
+	nodes   nodeTable
+	dirs    dirCache
+	handles handleTable
+
+	notifier atomic.Pointer[Notifier]
+
+	// mu guards volumes.
+	mu      sync.RWMutex
+	volumes map[string]*volume
+}
+
+// New returns an FS without volumes.
+func New(o Options) (*FS, error) {
+	if o.PoolDir == nil {
+		return nil, errors.New("fs: Options.PoolDir is missing")
+	}
+	if o.Rule.Block == 0 {
+		return nil, errors.New("fs: Options.Rule.Block is zero")
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(o.PoolDir.Fd()), &st); err != nil {
+		return nil, fmt.Errorf("fs: statfs of the pool: %w", err)
+	}
+	f := &FS{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(),
+		pool:          o.PoolDir,
+		rule:          o.Rule,
+		log:           o.Logger,
+		isXFS:         st.Type == unix.XFS_SUPER_MAGIC,
+		volumes:       make(map[string]*volume),
+	}
+	f.nodes.init()
+	f.dirs.init(dirCacheSize)
+	f.handles.init()
+	return f, nil
+}
+
+// SetNotifier says where cache invalidations go; call it once mounted.
+func (f *FS) SetNotifier(n Notifier) { f.notifier.Store(&n) }
+
+// Close closes every descriptor. Call it when the transport has ended.
+func (f *FS) Close() error {
+	for _, h := range f.handles.drain() {
+		h.close()
+	}
+	f.dirs.purge(nil)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var errs []error
+	for id, v := range f.volumes {
+		v.removed.Store(true)
+		errs = append(errs, v.close())
+		delete(f.volumes, id)
+	}
+	return errors.Join(append(errs, f.pool.Close())...)
+}
+
+// String names the filesystem; part of fuse.RawFileSystem.
+func (f *FS) String() string { return "croft" }
+
+// SetDebug does nothing: requests are traced by the transport.
+func (f *FS) SetDebug(bool) {}
+
+// Init does nothing: the transport answers INIT.
+func (f *FS) Init(*fuse.Server) {}
+
+// OnUnmount does nothing: Close ends the filesystem.
+func (f *FS) OnUnmount() {}

@@ -1,0 +1,479 @@
+package fs
+
+import (
+	"errors"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/quota"
+)
+
+// parent returns the node of a directory inside a volume. EPERM for the
+// directory of volumes: only `croft volume` changes it.
+func (f *FS) parent(id uint64) (*node, error) {
+	if id == rootIno {
+		return nil, unix.EPERM
+	}
+	n := f.nodes.get(id)
+	if n == nil {
+		return nil, unix.ESTALE
+	}
+	return n, nil
+}
+
+// Lookup finds a name. A name that is not there is cached by the kernel too.
+func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	if in.NodeId == rootIno {
+		return f.lookupVolume(name, out)
+	}
+	n, err := f.parent(in.NodeId)
+	if err != nil {
+		return toStatus(err)
+	}
+	if err := checkName(name); err != nil {
+		return toStatus(err)
+	}
+	d, err := f.dir(n)
+	if err != nil {
+		return toStatus(err)
+	}
+	defer f.putDir(d)
+	err = f.lookupChild(d, name, out)
+	if err == unix.ENOENT {
+		*out = fuse.EntryOut{}
+		out.SetEntryTimeout(cacheTimeout)
+		return fuse.OK
+	}
+	return toStatus(err)
+}
+
+// lookupChild fills out for a name and counts a lookup of its node.
+func (f *FS) lookupChild(d *dirFD, name string, out *fuse.EntryOut) error {
+	fd, err := openChild(d.fd, name)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	key, st, err := describe(fd)
+	if err != nil {
+		return err
+	}
+	n := f.nodes.lookup(d.node.vol, key, st.Mode, nil)
+	fillEntry(out, n, &st)
+	return nil
+}
+
+func (f *FS) lookupVolume(name string, out *fuse.EntryOut) fuse.Status {
+	v, err := f.volume(name)
+	if err != nil {
+		// Not cached: the volume may be made at any time.
+		return fuse.ENOENT
+	}
+	var st unix.Stat_t
+	err = f.withFD(v.root, func(fd int) error { return unix.Fstat(fd, &st) })
+	if err != nil {
+		return toStatus(err)
+	}
+	n := f.nodes.lookup(v, v.root.key, st.Mode, nil)
+	fillEntry(out, n, &st)
+	return fuse.OK
+}
+
+// make performs what makes an inode: it reserves the inode and worst bytes,
+// calls create in the parent's directory, finds out what came of it and charges
+// that. create returns a descriptor of the inode, or -1 to have it looked up by
+// name. done gets the node, looked up once, and the descriptor; one that create
+// returned is done's from then on.
+func (f *FS) make(parent uint64, name string, worst uint64, create func(*dirFD) (int, error), done func(*node, *unix.Stat_t, int)) error {
+	p, err := f.parent(parent)
+	if err != nil {
+		return err
+	}
+	v := p.vol
+	if err := v.begin(); err != nil {
+		return err
+	}
+	defer v.end()
+	d, err := f.dir(p)
+	if err != nil {
+		return err
+	}
+	defer f.putDir(d)
+	reserved := quota.Usage{Bytes: worst, Inodes: 1}
+	if err := v.ledger.Reserve(reserved); err != nil {
+		return err
+	}
+	fd, err := create(d)
+	if err != nil {
+		v.ledger.Settle(reserved, quota.Delta{})
+		return err
+	}
+	if err := f.adopt(d, name, fd, reserved, done); err != nil {
+		// It is there and was not seen: all that was reserved stays charged.
+		v.ledger.Settle(reserved, quota.Delta{Bytes: int64(worst), Inodes: 1})
+		return err
+	}
+	return nil
+}
+
+// adopt charges a new inode and makes its node.
+func (f *FS) adopt(d *dirFD, name string, fd int, reserved quota.Usage, done func(*node, *unix.Stat_t, int)) error {
+	kept := fd >= 0
+	if !kept {
+		var err error
+		if fd, err = openChild(d.fd, name); err != nil {
+			return err
+		}
+		defer syscall.Close(fd)
+	}
+	key, st, err := describe(fd)
+	var charge uint64
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		_, charge, _, err = f.measure(fd)
+	}
+	if err != nil {
+		if kept {
+			syscall.Close(fd)
+		}
+		return err
+	}
+	v := d.node.vol
+	n := f.nodes.lookup(v, key, st.Mode, func(n *node) {
+		n.charged, n.charge, n.size = true, charge, uint64(st.Size)
+		n.dense = n.isRegular()
+	})
+	v.ledger.Settle(reserved, quota.Delta{Bytes: int64(charge), Inodes: 1})
+	done(n, &st, fd)
+	return nil
+}
+
+// makeEntry is make for what is not opened at once.
+func (f *FS) makeEntry(in *fuse.InHeader, umask uint32, name string, worst uint64, out *fuse.EntryOut, create func(dirfd int) error) fuse.Status {
+	if err := checkName(name); err != nil {
+		return toStatus(err)
+	}
+	return toStatus(f.make(in.NodeId, name, worst, func(d *dirFD) (int, error) {
+		return -1, asCaller(&in.Caller, umask, func() error { return create(d.fd) })
+	}, func(n *node, st *unix.Stat_t, _ int) { fillEntry(out, n, st) }))
+}
+
+// Mknod serves mknod(2): regular files, FIFOs, sockets and devices.
+func (f *FS) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	return f.makeEntry(&in.InHeader, in.Umask, name, 0, out, func(dirfd int) error {
+		return unix.Mknodat(dirfd, name, in.Mode, int(in.Rdev))
+	})
+}
+
+// Mkdir serves mkdir(2).
+func (f *FS) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	return f.makeEntry(&in.InHeader, in.Umask, name, f.rule.Block, out, func(dirfd int) error {
+		return unix.Mkdirat(dirfd, name, in.Mode)
+	})
+}
+
+// Symlink serves symlink(2).
+func (f *FS) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	return f.makeEntry(in, 0, name, f.rule.Block, out, func(dirfd int) error {
+		return unix.Symlinkat(target, dirfd, name)
+	})
+}
+
+// Readlink serves readlink(2).
+func (f *FS) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
+	n, err := f.parent(in.NodeId)
+	if err != nil {
+		return nil, fuse.EINVAL
+	}
+	var target []byte
+	err = f.withFD(n, func(fd int) error {
+		buf := make([]byte, unix.PathMax)
+		size, err := unix.Readlinkat(fd, "", buf)
+		target = buf[:max(size, 0)]
+		return err
+	})
+	return target, toStatus(err)
+}
+
+// Link serves link(2) and linkat(2) of an O_TMPFILE file. EXDEV between volumes.
+func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	if err := checkName(name); err != nil {
+		return toStatus(err)
+	}
+	p, err := f.parent(in.NodeId)
+	if err != nil {
+		return toStatus(err)
+	}
+	n, err := f.parent(in.Oldnodeid)
+	if err != nil {
+		return toStatus(err)
+	}
+	if p.vol != n.vol {
+		return fuse.EXDEV
+	}
+	v := p.vol
+	if err := v.begin(); err != nil {
+		return toStatus(err)
+	}
+	defer v.end()
+	d, err := f.dir(p)
+	if err != nil {
+		return toStatus(err)
+	}
+	defer f.putDir(d)
+	if err := f.link(n, d, name); err != nil {
+		return toStatus(err)
+	}
+	return toStatus(f.lookupChild(d, name, out))
+}
+
+func (f *FS) link(n *node, d *dirFD, name string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.exclusive {
+		return unix.ENOENT
+	}
+	if n.orphan != "" {
+		// Its first name: it moves out of the orphans in one step.
+		if err := unix.Renameat2(int(n.vol.orphans.Fd()), n.orphan, d.fd, name, unix.RENAME_NOREPLACE); err != nil {
+			return err
+		}
+		n.setOrphanLocked("")
+		return nil
+	}
+	cost := quota.Usage{Bytes: quota.LinkCharge}
+	if err := n.vol.ledger.Reserve(cost); err != nil {
+		return err
+	}
+	fd, err := f.openNode(n, unix.O_PATH)
+	if err == nil {
+		err = unix.Linkat(fd, "", d.fd, name, unix.AT_EMPTY_PATH)
+		syscall.Close(fd)
+	}
+	if err != nil {
+		n.vol.ledger.Settle(cost, quota.Delta{})
+		return err
+	}
+	n.settleLocked(cost.Bytes, quota.LinkCharge)
+	return nil
+}
+
+// victim is what a name leads to while it is about to lose that name.
+type victim struct {
+	n  *node
+	fd int // O_PATH
+	st unix.Stat_t
+}
+
+func (f *FS) victim(d *dirFD, name string) (*victim, error) {
+	fd, err := openChild(d.fd, name)
+	if err != nil {
+		return nil, err
+	}
+	key, st, err := describe(fd)
+	if err != nil {
+		syscall.Close(fd)
+		return nil, err
+	}
+	return &victim{n: f.nodes.find(d.node.vol, key, st.Mode), fd: fd, st: st}, nil
+}
+
+func (w *victim) close() { syscall.Close(w.fd) }
+
+// orphanedLocked tells whether the victim must live on without a name.
+func (w *victim) orphanedLocked() bool {
+	return !w.n.isDir() && w.n.opens > 0 && w.st.Nlink == 1
+}
+
+// removedLocked credits what the loss of the name has freed. The victim's
+// charge was loaded before. A file with another link gives back the link; the
+// last link gives back all, unless the inode is open: a directory then floats
+// (an open file was made an orphan and does not come here).
+func (f *FS) removedLocked(w *victim) {
+	n, ledger := w.n, w.n.vol.ledger
+	if !n.isDir() && w.st.Nlink > 1 {
+		n.settleLocked(0, -quota.LinkCharge)
+		return
+	}
+	st := w.st
+	_ = unix.Fstat(w.fd, &st) // with the new change time; the old ones do as well
+	st.Nlink = 0
+	n.setGoneLocked(&st)
+	if n.isDir() {
+		f.dirs.drop(n)
+		if n.opens > 0 {
+			n.held = quota.Usage{Bytes: n.charge, Inodes: 1}
+			n.vol.float(n.held, 1)
+			return
+		}
+	}
+	ledger.Settle(quota.Usage{}, quota.Delta{Bytes: -int64(n.charge), Inodes: -1})
+}
+
+// Unlink serves unlink(2). The last name of an open file becomes a name in the
+// orphans directory.
+func (f *FS) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	return toStatus(f.remove(in.NodeId, name, 0))
+}
+
+// Rmdir serves rmdir(2).
+func (f *FS) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	return toStatus(f.remove(in.NodeId, name, unix.AT_REMOVEDIR))
+}
+
+func (f *FS) remove(parent uint64, name string, flags int) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	p, err := f.parent(parent)
+	if err != nil {
+		return err
+	}
+	if err := p.vol.begin(); err != nil {
+		return err
+	}
+	defer p.vol.end()
+	d, err := f.dir(p)
+	if err != nil {
+		return err
+	}
+	defer f.putDir(d)
+	w, err := f.victim(d, name)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	n := w.n
+	if isDir := flags&unix.AT_REMOVEDIR != 0; isDir != n.isDir() {
+		if isDir {
+			return unix.ENOTDIR
+		}
+		return unix.EISDIR
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := f.loadLocked(n, w.fd); err != nil {
+		return err
+	}
+	if w.orphanedLocked() {
+		orphan := f.orphanName(w.fd)
+		if err := unix.Renameat2(d.fd, name, int(n.vol.orphans.Fd()), orphan, unix.RENAME_NOREPLACE); err != nil {
+			return err
+		}
+		n.setOrphanLocked(orphan)
+		return nil
+	}
+	if err := unix.Unlinkat(d.fd, name, flags); err != nil {
+		return err
+	}
+	f.removedLocked(w)
+	return nil
+}
+
+// Rename serves renameat2(2) with RENAME_NOREPLACE, RENAME_EXCHANGE and
+// RENAME_WHITEOUT. EXDEV between volumes.
+func (f *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
+	return toStatus(f.rename(in, oldName, newName))
+}
+
+func (f *FS) rename(in *fuse.RenameIn, oldName, newName string) error {
+	if err := errors.Join(checkName(oldName), checkName(newName)); err != nil {
+		return err
+	}
+	from, err := f.parent(in.NodeId)
+	if err != nil {
+		return err
+	}
+	to, err := f.parent(in.Newdir)
+	if err != nil {
+		return err
+	}
+	v := from.vol
+	if v != to.vol {
+		return unix.EXDEV
+	}
+	if err := v.begin(); err != nil {
+		return err
+	}
+	defer v.end()
+	src, err := f.dir(from)
+	if err != nil {
+		return err
+	}
+	defer f.putDir(src)
+	dst, err := f.dir(to)
+	if err != nil {
+		return err
+	}
+	defer f.putDir(dst)
+	move := func() error {
+		return unix.Renameat2(src.fd, oldName, dst.fd, newName, uint(in.Flags))
+	}
+	if in.Flags&unix.RENAME_WHITEOUT != 0 {
+		plain := move
+		move = func() error { return f.whiteout(v, plain) }
+	}
+	if in.Flags&(unix.RENAME_EXCHANGE|unix.RENAME_NOREPLACE) != 0 {
+		return move() // nothing loses its last name
+	}
+	w, err := f.victim(dst, newName)
+	if err == unix.ENOENT {
+		return move()
+	} else if err != nil {
+		return err
+	}
+	defer w.close()
+	var moved unix.Stat_t
+	if err := unix.Fstatat(src.fd, oldName, &moved, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if moved.Ino == w.st.Ino && moved.Dev == w.st.Dev {
+		return move() // two names of one inode: rename(2) does nothing
+	}
+	return f.replace(w, move)
+}
+
+// replace performs a rename that takes the victim's name away.
+func (f *FS) replace(w *victim, move func() error) error {
+	n := w.n
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := f.loadLocked(n, w.fd); err != nil {
+		return err
+	}
+	if !w.orphanedLocked() {
+		if err := move(); err != nil {
+			return err
+		}
+		f.removedLocked(w)
+		return nil
+	}
+	// The rename stays one step: the open file gets its second name first, and
+	// a crash between the two leaves an orphan entry that is swept.
+	orphan := f.orphanName(w.fd)
+	orphans := int(n.vol.orphans.Fd())
+	if err := unix.Linkat(w.fd, "", orphans, orphan, unix.AT_EMPTY_PATH); err != nil {
+		return err
+	}
+	if err := move(); err != nil {
+		return errors.Join(err, unix.Unlinkat(orphans, orphan, 0))
+	}
+	n.setOrphanLocked(orphan)
+	return nil
+}
+
+// whiteout performs a rename that leaves a whiteout device behind: one inode.
+func (f *FS) whiteout(v *volume, move func() error) error {
+	cost := quota.Usage{Inodes: 1}
+	if err := v.ledger.Reserve(cost); err != nil {
+		return err
+	}
+	err := move()
+	if err != nil {
+		v.ledger.Settle(cost, quota.Delta{})
+		return err
+	}
+	v.ledger.Settle(cost, quota.Delta{Inodes: 1})
+	return nil
+}

@@ -1,0 +1,283 @@
+package transport
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"time"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// threadName is what /proc/<pid>/task/<tid>/comm shows.
+	threadName = "croft-serve"
+
+	// defaultLinger keeps a burst of requests from starting and ending threads all the time.
+	defaultLinger = 10 * time.Second
+
+	// secbitNoSetuidFixup is SECBIT_NO_SETUID_FIXUP of include/uapi/linux/securebits.h:
+	// capabilities stay as they are when a user id changes from or to 0.
+	secbitNoSetuidFixup = 1 << 2
+
+	// maxXattr is the largest value of an extended attribute: XATTR_SIZE_MAX of include/uapi/linux/limits.h.
+	maxXattr = 64 << 10
+)
+
+// Serve serves requests until the connection ends. It returns nil if that was an unmount,
+// otherwise why it could not go on, in which case the mount has been detached. Before it returns all handlers have
+// returned, the descriptor is closed, and OnUnmount has been called. The first
+// call does this; others return ErrServed at once.
+func (c *Conn) Serve() error {
+	if !c.served.CompareAndSwap(false, true) {
+		return ErrServed
+	}
+	for range c.opts.MinThreads {
+		c.startThread()
+	}
+	c.running.Wait()
+
+	var err error
+	if !c.dead.Load() {
+		c.failureMu.Lock()
+		err = c.failure
+		c.failureMu.Unlock()
+		err = errors.Join(err, c.Unmount(true))
+		c.dead.Store(true)
+	}
+	c.fdMu.Lock()
+	unix.Close(c.fd)
+	c.fd = -1
+	c.fdMu.Unlock()
+	c.fs.OnUnmount()
+	return err
+}
+
+// startThread starts a thread unless there are MaxThreads or the connection has ended.
+func (c *Conn) startThread() {
+	for {
+		n := c.threads.Load()
+		if int(n) >= c.opts.MaxThreads || c.dead.Load() {
+			return
+		}
+		if c.threads.CompareAndSwap(n, n+1) {
+			break
+		}
+	}
+	c.idle.Add(1) // from birth, so that those who take requests meanwhile do not start another each
+	c.running.Add(1)
+	onOwnThread(func() {
+		defer c.running.Done()
+		c.runThread()
+	})
+}
+
+// onOwnThread runs fn on a thread that ends with it. That is never the process's first
+// thread, which could not end, and whose umask and credentials are what others see of the process.
+func onOwnThread(fn func()) {
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() != unix.Getpid() {
+			fn()
+			return // still locked: the runtime ends the thread
+		}
+		bound := make(chan struct{})
+		go func() {
+			runtime.LockOSThread()
+			close(bound)
+			fn()
+		}()
+		<-bound // as long as the first thread is locked here, the other goroutine cannot get it
+		runtime.UnlockOSThread()
+	}()
+}
+
+// prepareThread makes the calling thread fit to run handlers: see the package comment.
+func prepareThread() error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("unshare the thread's umask: %w", err)
+	}
+	unix.Umask(0)
+	bits, err := unix.PrctlRetInt(unix.PR_GET_SECUREBITS, 0, 0, 0, 0)
+	if err == nil {
+		err = unix.Prctl(unix.PR_SET_SECUREBITS, uintptr(bits|secbitNoSetuidFixup), 0, 0, 0)
+	}
+	if err != nil {
+		return fmt.Errorf("set the thread's securebits (CAP_SETPCAP is needed): %w", err)
+	}
+	name, err := unix.BytePtrFromString(threadName)
+	if err == nil {
+		err = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(name)), 0, 0, 0)
+	}
+	return err
+}
+
+// tryThread tells whether prepareThread works in this process.
+func tryThread() error {
+	result := make(chan error, 1)
+	onOwnThread(func() { result <- prepareThread() })
+	return <-result
+}
+
+// runThread is a serving thread's life.
+func (c *Conn) runThread() {
+	if err := prepareThread(); err != nil {
+		c.fail(err)
+		c.idle.Add(-1)
+		c.threads.Add(-1)
+		return
+	}
+	t := newThread(c)
+	for {
+		n, err := t.read()
+		if c.idle.Add(-1) == 0 && err == nil {
+			c.shortage.Store(int64(time.Since(c.epoch)))
+			c.startThread()
+		}
+		if err != nil {
+			c.threads.Add(-1)
+			if errors.Is(err, unix.ENODEV) {
+				c.dead.Store(true)
+			} else {
+				c.fail(fmt.Errorf("read from the FUSE device: %w", err))
+			}
+			return
+		}
+		panics := c.panics.Load()
+		t.serve(n)
+		if c.panics.Load() != panics || c.surplus() {
+			break
+		}
+		c.idle.Add(1)
+	}
+	// The idle threads that were seen may all have taken requests since.
+	if left := c.threads.Add(-1); int(left) < c.opts.MinThreads || c.idle.Load() == 0 {
+		c.startThread()
+	}
+}
+
+// surplus tells a thread that has replied whether it may end.
+func (c *Conn) surplus() bool {
+	return int(c.idle.Load()) >= c.opts.MinThreads &&
+		time.Since(c.epoch)-time.Duration(c.shortage.Load()) >= c.linger
+}
+
+// fail logs an error that ends a thread, and keeps the first for Serve.
+func (c *Conn) fail(err error) {
+	c.log.Error("a serving thread ended", zap.Error(err))
+	c.failureMu.Lock()
+	defer c.failureMu.Unlock()
+	if c.failure == nil {
+		c.failure = err
+	}
+}
+
+// thread holds what a serving thread reuses from request to request.
+type thread struct {
+	c  *Conn
+	fd int
+
+	in, out       []byte
+	inIov, outIov [1][]byte // here, so as not to be allocated for each request
+}
+
+func newThread(c *Conn) *thread {
+	// Besides the payload there is room for the longest fixed part, and two names.
+	payload := max(c.opts.MaxWrite, maxXattr) + 2*os.Getpagesize()
+	return &thread{
+		c:   c,
+		fd:  c.fd,
+		in:  pageBuffer(int(unsafe.Sizeof(fuse.WriteIn{})), payload),
+		out: pageBuffer(outHeaderSize, payload),
+	}
+}
+
+// pageBuffer returns a buffer of lead+size bytes whose byte lead is the first of a page.
+func pageBuffer(lead, size int) []byte {
+	page := os.Getpagesize()
+	buf := make([]byte, lead+size+page)
+	skip := page - int((uintptr(unsafe.Pointer(&buf[0]))+uintptr(lead))%uintptr(page))
+	return buf[skip : skip+lead+size : skip+lead+size]
+}
+
+// read waits for a request and returns its length. It fails with ENODEV when the connection has ended.
+func (t *thread) read() (int, error) {
+	for {
+		n, err := unix.Read(t.fd, t.in)
+		switch {
+		case err == nil && n >= inHeaderSize:
+			return n, nil
+		case err == nil:
+			return 0, fmt.Errorf("a request of %d bytes: %w", n, unix.EIO)
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOENT):
+			// ENOENT: the request was interrupted before it was copied.
+		default:
+			return 0, err
+		}
+	}
+}
+
+// serve handles the request of n bytes and writes the reply.
+func (t *thread) serve(n int) {
+	op, unique := requestOpcode(t.in), requestUnique(t.in)
+	t.c.count(op)
+	reply := t.handle(n)
+	if len(reply) == 0 {
+		return
+	}
+	_, err := unix.Write(t.fd, reply)
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		return // ENOENT: whoever asked has been killed, or the connection has ended
+	}
+	t.c.log.Error("the kernel refused a reply", zap.String("opcode", opcodeName(op)), zap.Uint64("unique", unique),
+		zap.Int("length", len(reply)), zap.Int32("status", replyStatus(reply)), zap.Error(err))
+	// A reply that the kernel cannot parse leaves the request waiting. One of EIO ends it,
+	// and is ENOENT if the request was ended already.
+	_, _ = unix.Write(t.fd, t.errorReply(unique, unix.EIO))
+}
+
+// handle runs the request's handler and returns the reply, which is empty if none is due.
+func (t *thread) handle(n int) (reply []byte) {
+	op, unique := requestOpcode(t.in), requestUnique(t.in)
+	failed := func() []byte {
+		if !expectsReply(op) {
+			return nil
+		}
+		return t.errorReply(unique, unix.EIO)
+	}
+	defer func() {
+		// go-fuse recovers from a panic in a handler, but not from one in a
+		// ReadResult, nor from its own.
+		if cause := recover(); cause != nil {
+			t.c.handlerPanicked(cause)
+			reply = failed()
+		}
+	}()
+	t.inIov[0], t.outIov[0] = t.in[:n], t.out
+	size, status := t.c.protocol.HandleRequest(t.inIov[:], t.outIov[:])
+	if !status.Ok() {
+		t.c.log.Error("a request could not be handled", zap.String("opcode", opcodeName(op)),
+			zap.Int("length", n), zap.Stringer("status", status))
+		return failed()
+	}
+	return t.out[:size]
+}
+
+// errorReply overwrites the reply buffer.
+func (t *thread) errorReply(unique uint64, errno unix.Errno) []byte {
+	putOutHeader(t.out, outHeaderSize, -int32(errno), unique)
+	return t.out[:outHeaderSize]
+}
+
+// replyStatus returns the negated errno in a reply's header.
+func replyStatus(reply []byte) int32 {
+	if len(reply) < outHeaderSize {
+		return -int32(unix.EIO)
+	}
+	return int32(binary.NativeEndian.Uint32(reply[4:]))
+}

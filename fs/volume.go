@@ -1,0 +1,225 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sort"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/quota"
+)
+
+// VolumeConfig describes a volume to serve.
+type VolumeConfig struct {
+	// ID is the volume's name in the mount.
+	ID string
+	// Root is the volume's tree and Orphans its directory of unlinked but
+	// open files. FS owns both after AddVolume has succeeded.
+	Root, Orphans *os.File
+	// Ledger holds the volume's limit and use.
+	Ledger *quota.Ledger
+	// BeforeChange makes the volume's dirty mark durable. It is called before
+	// the first change after AddVolume or SetClean; when it fails, the change
+	// fails with EIO.
+	BeforeChange func() error
+	// Counted is closed once the ledger's use is right; changes wait for it.
+	// Nil means that it is right.
+	Counted <-chan struct{}
+}
+
+// volume is a served volume.
+type volume struct {
+	id       string
+	rootDir  *os.File
+	orphans  *os.File
+	ledger   *quota.Ledger
+	mark     func() error
+	counted  <-chan struct{}
+	root     *node
+	ino      uint64 // of the root directory
+	openings atomic.Int64
+
+	// gate is held shared by every change and exclusively by Quiesce and
+	// RemoveVolume.
+	gate    sync.RWMutex
+	removed atomic.Bool
+	changes atomic.Uint64
+
+	// dirtyMu serialises the first change's call of mark.
+	dirtyMu sync.Mutex
+	dirty   atomic.Bool
+
+	// floatMu guards floating: what removed but open directories still hold.
+	floatMu  sync.Mutex
+	floating quota.Usage
+}
+
+// begin opens a change of the volume; end must follow when it returns nil. It
+// waits for a recount and for Quiesce, and makes the dirty mark durable first.
+func (v *volume) begin() error {
+	if v.counted != nil {
+		<-v.counted
+	}
+	v.gate.RLock()
+	if v.removed.Load() {
+		v.gate.RUnlock()
+		return unix.ESTALE
+	}
+	if !v.dirty.Load() {
+		if err := v.markDirty(); err != nil {
+			v.gate.RUnlock()
+			return err
+		}
+	}
+	v.changes.Add(1)
+	return nil
+}
+
+func (v *volume) end() { v.gate.RUnlock() }
+
+func (v *volume) markDirty() error {
+	v.dirtyMu.Lock()
+	defer v.dirtyMu.Unlock()
+	if v.dirty.Load() {
+		return nil
+	}
+	if v.mark != nil {
+		if err := v.mark(); err != nil {
+			return fmt.Errorf("volume %s: dirty mark: %w", v.id, err)
+		}
+	}
+	v.dirty.Store(true)
+	return nil
+}
+
+// float moves the charge of a removed but open directory in (sign 1) or out
+// (sign -1) of the volume's floating charges.
+func (v *volume) float(u quota.Usage, sign int64) {
+	v.floatMu.Lock()
+	defer v.floatMu.Unlock()
+	v.floating.Bytes += uint64(sign) * u.Bytes
+	v.floating.Inodes += uint64(sign) * u.Inodes
+}
+
+func (v *volume) close() error {
+	return errors.Join(v.rootDir.Close(), v.orphans.Close())
+}
+
+// AddVolume serves a volume. ErrExists when one of that id is served already.
+func (f *FS) AddVolume(c VolumeConfig) error {
+	key, st, err := describe(int(c.Root.Fd()))
+	if err != nil {
+		return fmt.Errorf("volume %s: root: %w", c.ID, err)
+	}
+	v := &volume{id: c.ID, rootDir: c.Root, orphans: c.Orphans, ledger: c.Ledger, mark: c.BeforeChange, counted: c.Counted}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.volumes[c.ID] != nil {
+		return fmt.Errorf("volume %s: %w", c.ID, ErrExists)
+	}
+	v.root, v.ino = f.nodes.pin(v, key, st.Mode), st.Ino
+	f.volumes[c.ID] = v
+	return nil
+}
+
+// RemoveVolume stops serving a volume: its nodes answer ESTALE from then on.
+// ErrBusy when files or directories of it are open and force is false,
+// ErrNoVolume when it is not served.
+func (f *FS) RemoveVolume(id string, force bool) error {
+	v, err := f.volume(id)
+	if err != nil {
+		return err
+	}
+	v.gate.Lock()
+	if n := v.openings.Load(); n > 0 && !force {
+		v.gate.Unlock()
+		return fmt.Errorf("volume %s: %d open: %w", id, n, ErrBusy)
+	}
+	gone := v.removed.Swap(true)
+	v.gate.Unlock()
+	if gone {
+		return fmt.Errorf("volume %s: %w", id, ErrNoVolume)
+	}
+	f.mu.Lock()
+	delete(f.volumes, id)
+	f.mu.Unlock()
+	if n := f.notifier.Load(); n != nil {
+		// ENOENT: the kernel has not heard of it, which is as good.
+		if err := (*n).NotifyInvalEntry(rootIno, id); err != nil && !errors.Is(err, unix.ENOENT) {
+			f.log.Sugar().Warnw("invalidate volume", "volume", id, "error", err)
+		}
+	}
+	f.dirs.purge(v)
+	f.nodes.unpin(v.root)
+	return v.close()
+}
+
+func (f *FS) volume(id string) (*volume, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	v := f.volumes[id]
+	if v == nil {
+		return nil, fmt.Errorf("volume %s: %w", id, ErrNoVolume)
+	}
+	return v, nil
+}
+
+// volumeIDs lists the served volumes in order.
+func (f *FS) volumeIDs() []string {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	ids := make([]string, 0, len(f.volumes))
+	for id := range f.volumes {
+		ids = append(ids, id)
+	}
+	sort.Strings(ids)
+	return ids
+}
+
+// OpenFiles counts a volume's open files and directories; 0 when it is not served.
+func (f *FS) OpenFiles(id string) int {
+	v, err := f.volume(id)
+	if err != nil {
+		return 0
+	}
+	return int(v.openings.Load())
+}
+
+// Changes counts the changing operations begun on a volume since it was added.
+func (f *FS) Changes(id string) uint64 {
+	v, err := f.volume(id)
+	if err != nil {
+		return 0
+	}
+	return v.changes.Load()
+}
+
+// Quiesce calls fn while no change of the volume is under way; changes that
+// come wait. floating is what removed but open directories hold: it is in the
+// ledger but in no tree. fn must not touch the mount.
+func (f *FS) Quiesce(id string, fn func(floating quota.Usage) error) error {
+	v, err := f.volume(id)
+	if err != nil {
+		return err
+	}
+	v.gate.Lock()
+	defer v.gate.Unlock()
+	if v.removed.Load() {
+		return fmt.Errorf("volume %s: %w", id, ErrNoVolume)
+	}
+	v.floatMu.Lock()
+	floating := v.floating
+	v.floatMu.Unlock()
+	return fn(floating)
+}
+
+// SetClean makes the next change call BeforeChange again. Call it inside Quiesce.
+func (f *FS) SetClean(id string) {
+	if v, err := f.volume(id); err == nil {
+		v.dirty.Store(false)
+	}
+}

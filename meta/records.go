@@ -1,0 +1,73 @@
+package meta
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/croftfs/croft/quota"
+)
+
+// State is where a volume is in its life.
+type State string
+
+// The states of a volume's record. A crash leaves creating and deleting behind;
+// the next start finishes them.
+const (
+	StateCreating State = "creating"
+	StateReady    State = "ready"
+	StateDeleting State = "deleting"
+)
+
+// Volume is the record of a volume.
+type Volume struct {
+	Name       string            `json:"name"`
+	Limit      quota.Usage       `json:"limit"`
+	State      State             `json:"state"`
+	Created    time.Time         `json:"created"`
+	Parameters map[string]string `json:"parameters,omitempty"`
+}
+
+// Checkpoint is what is known of a volume's use. While Dirty, Used is only what
+// it was before the changes began.
+type Checkpoint struct {
+	Used   quota.Usage `json:"used"`
+	Dirty  bool        `json:"dirty"`
+	BootID string      `json:"bootID"`
+	Taken  time.Time   `json:"taken"`
+}
+
+// recordVersion is the version that records are written with, and the newest
+// that is read.
+const recordVersion = 1
+
+func encode(record any) ([]byte, error) {
+	body, err := json.Marshal(record)
+	if err != nil {
+		return nil, err
+	}
+	return append([]byte{recordVersion}, body...), nil
+}
+
+func decode(b []byte, record any) error {
+	if len(b) == 0 {
+		return fmt.Errorf("%w: it is empty", ErrCorrupt)
+	}
+	if err := checkVersion("record", b[0]); err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b[1:], record); err != nil {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return nil
+}
+
+func checkVersion(what string, version byte) error {
+	switch {
+	case version > recordVersion:
+		return fmt.Errorf("%s format %d, this program reads up to %d: %w", what, version, recordVersion, ErrNewerFormat)
+	case version == 0:
+		return fmt.Errorf("%s format 0: %w", what, ErrCorrupt)
+	}
+	return nil
+}

@@ -1,0 +1,331 @@
+package meta
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"sync"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	formatKey        = "f"
+	volumePrefix     = "v/"
+	checkpointPrefix = "c/"
+
+	ballastName = "ballast"
+	// ballastSize covers a memtable, its log and a value log file, in bytes.
+	ballastSize = 32 << 20
+	// lowRoom is when the ballast is given up, in free bytes; it comes back at
+	// the next Open with eight times that.
+	lowRoom = 16 << 20
+)
+
+// Options configure a Store.
+type Options struct {
+	// Dir is the store's directory; it is made when absent. Ignored with InMemory.
+	Dir string
+	// InMemory keeps the records in memory only.
+	InMemory bool
+	// Logger takes Badger's messages. Default: none.
+	Logger *zap.Logger
+}
+
+// Store holds a pool's records. Its methods may be called concurrently.
+type Store struct {
+	db  *badger.DB
+	dir string // "" in memory
+	log *zap.Logger
+
+	// ballastMu guards the ballast file.
+	ballastMu sync.Mutex
+}
+
+// Open opens the store and makes it when it is not there. ErrInUse when another
+// process has it, ErrNewerFormat when a newer program wrote it.
+func Open(o Options) (*Store, error) {
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	s := &Store{log: o.Logger}
+	bo := badger.DefaultOptions("").WithInMemory(true)
+	if !o.InMemory {
+		if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+			return nil, fmt.Errorf("record store: %w", err)
+		}
+		s.dir = o.Dir
+		s.keepBallast()
+		bo = badger.DefaultOptions(o.Dir)
+	}
+	bo = bo.WithLogger(badgerLogger{o.Logger.Sugar()}).
+		WithMemTableSize(8 << 20).
+		WithNumMemtables(2).
+		WithCompression(options.None).
+		WithBlockCacheSize(0).
+		WithValueLogFileSize(16 << 20).
+		WithNumCompactors(2).
+		WithNumVersionsToKeep(1).
+		WithMetricsEnabled(false).
+		WithSyncWrites(false)
+	db, err := badger.Open(bo)
+	if err != nil {
+		// Badger has no error value for it (dir_unix.go, acquireDirectoryLock):
+		// ask for the lock ourselves.
+		if s.dir != "" && lockedByAnother(s.dir) {
+			return nil, fmt.Errorf("%s: %w", s.dir, ErrInUse)
+		}
+		return nil, fmt.Errorf("record store %s: %w", s.dir, err)
+	}
+	s.db = db
+	if err := s.checkFormat(); err != nil {
+		return nil, errors.Join(fmt.Errorf("record store %s: %w", s.dir, err), db.Close())
+	}
+	return s, nil
+}
+
+// lockedByAnother tells whether Badger's directory lock (flock on the directory
+// itself) is held.
+func lockedByAnother(dir string) bool {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK
+}
+
+func (s *Store) checkFormat() error {
+	return s.update(func(txn *badger.Txn) error {
+		item, err := txn.Get([]byte(formatKey))
+		if errors.Is(err, badger.ErrKeyNotFound) {
+			return txn.Set([]byte(formatKey), []byte{recordVersion})
+		} else if err != nil {
+			return err
+		}
+		return item.Value(func(b []byte) error {
+			if len(b) != 1 {
+				return fmt.Errorf("store format: %w", ErrCorrupt)
+			}
+			return checkVersion("store", b[0])
+		})
+	})
+}
+
+// Close ends the store; every record is durable after it.
+func (s *Store) Close() error { return s.db.Close() }
+
+// Room returns the free bytes of the filesystem that the store is on; the
+// largest number when it is in memory.
+func (s *Store) Room() (uint64, error) {
+	if s.dir == "" {
+		return ^uint64(0), nil
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		return 0, fmt.Errorf("record store %s: %w", s.dir, err)
+	}
+	return st.Bavail * uint64(st.Bsize), nil
+}
+
+// keepBallast makes the ballast when the disk has room for it.
+func (s *Store) keepBallast() {
+	room, err := s.Room()
+	path := filepath.Join(s.dir, ballastName)
+	if st, serr := os.Stat(path); serr == nil && st.Size() == ballastSize {
+		return
+	}
+	if err != nil || room < 8*lowRoom {
+		return
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		err = errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, ballastSize), f.Close())
+	}
+	if err != nil {
+		s.log.Warn("no ballast beside the records", zap.Error(err))
+	}
+}
+
+// giveBallast frees the ballast when the disk runs full, before Badger writes.
+func (s *Store) giveBallast() {
+	room, err := s.Room()
+	if s.dir == "" || err != nil || room >= lowRoom {
+		return
+	}
+	s.ballastMu.Lock()
+	defer s.ballastMu.Unlock()
+	path := filepath.Join(s.dir, ballastName)
+	if st, err := os.Stat(path); err != nil || st.Size() == 0 {
+		return
+	}
+	if err := os.Truncate(path, 0); err != nil {
+		s.log.Warn("ballast beside the records not freed", zap.Error(err))
+		return
+	}
+	s.log.Warn("the disk is nearly full: ballast beside the records freed", zap.Uint64("room", room))
+}
+
+// update runs fn in a transaction until it does not conflict; fn has no side effects.
+func (s *Store) update(fn func(*badger.Txn) error) error {
+	s.giveBallast()
+	for {
+		if err := s.db.Update(fn); !errors.Is(err, badger.ErrConflict) {
+			return err
+		}
+	}
+}
+
+// durable is update, and on disk before it returns.
+func (s *Store) durable(fn func(*badger.Txn) error) error {
+	if err := s.update(fn); err != nil {
+		return err
+	}
+	if s.dir == "" {
+		return nil
+	}
+	return s.db.Sync()
+}
+
+func put(txn *badger.Txn, key string, record any) error {
+	b, err := encode(record)
+	if err != nil {
+		return err
+	}
+	return txn.Set([]byte(key), b)
+}
+
+func get(txn *badger.Txn, key string, record any) error {
+	item, err := txn.Get([]byte(key))
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return ErrNotFound
+	} else if err != nil {
+		return err
+	}
+	return item.Value(func(b []byte) error { return decode(b, record) })
+}
+
+func about(kind, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s %s: %w", kind, name, err)
+}
+
+// CreateVolume records a new volume, durably. ErrExists when there is one.
+func (s *Store) CreateVolume(v Volume) error {
+	return about("volume", v.Name, s.durable(func(txn *badger.Txn) error {
+		_, err := txn.Get([]byte(volumePrefix + v.Name))
+		switch {
+		case err == nil:
+			return ErrExists
+		case !errors.Is(err, badger.ErrKeyNotFound):
+			return err
+		}
+		return put(txn, volumePrefix+v.Name, v)
+	}))
+}
+
+// PutVolume records a volume, durably, whether or not there was one.
+func (s *Store) PutVolume(v Volume) error {
+	return about("volume", v.Name, s.durable(func(txn *badger.Txn) error {
+		return put(txn, volumePrefix+v.Name, v)
+	}))
+}
+
+// UpdateVolume changes a volume's record by fn, durably, and returns what came
+// of it. fn may run more than once; an error of it changes nothing.
+func (s *Store) UpdateVolume(name string, fn func(*Volume) error) (v Volume, err error) {
+	err = s.durable(func(txn *badger.Txn) error {
+		v = Volume{}
+		if err := get(txn, volumePrefix+name, &v); err != nil {
+			return err
+		}
+		if err := fn(&v); err != nil {
+			return err
+		}
+		return put(txn, volumePrefix+name, v)
+	})
+	return v, about("volume", name, err)
+}
+
+// Volume returns a volume's record, or ErrNotFound.
+func (s *Store) Volume(name string) (v Volume, err error) {
+	err = s.db.View(func(txn *badger.Txn) error { return get(txn, volumePrefix+name, &v) })
+	return v, about("volume", name, err)
+}
+
+// Volumes returns every volume's record, by name.
+func (s *Store) Volumes() ([]Volume, error) {
+	var all []Volume
+	err := s.db.View(func(txn *badger.Txn) error {
+		it := txn.NewIterator(badger.IteratorOptions{PrefetchValues: true, PrefetchSize: 100, Prefix: []byte(volumePrefix)})
+		defer it.Close()
+		for it.Rewind(); it.Valid(); it.Next() {
+			var v Volume
+			if err := it.Item().Value(func(b []byte) error { return decode(b, &v) }); err != nil {
+				return about("volume", strings.TrimPrefix(string(it.Item().Key()), volumePrefix), err)
+			}
+			all = append(all, v)
+		}
+		return nil
+	})
+	sort.Slice(all, func(i, j int) bool { return all[i].Name < all[j].Name })
+	return all, err
+}
+
+// DeleteVolume removes a volume's record and checkpoint, durably. No error when
+// there is none.
+func (s *Store) DeleteVolume(name string) error {
+	return about("volume", name, s.durable(func(txn *badger.Txn) error {
+		if err := txn.Delete([]byte(volumePrefix + name)); err != nil {
+			return err
+		}
+		return txn.Delete([]byte(checkpointPrefix + name))
+	}))
+}
+
+// Checkpoint returns a volume's checkpoint, or ErrNotFound.
+func (s *Store) Checkpoint(name string) (c Checkpoint, err error) {
+	err = s.db.View(func(txn *badger.Txn) error { return get(txn, checkpointPrefix+name, &c) })
+	return c, about("checkpoint of volume", name, err)
+}
+
+// PutCheckpoint records a volume's checkpoint; with durable, on disk before it returns.
+func (s *Store) PutCheckpoint(name string, c Checkpoint, durable bool) error {
+	write := s.update
+	if durable {
+		write = s.durable
+	}
+	return about("checkpoint of volume", name, write(func(txn *badger.Txn) error {
+		return put(txn, checkpointPrefix+name, c)
+	}))
+}
+
+// SetDirty marks a volume as changing, durably. What the checkpoint says of its
+// use stays; a volume without one gets one.
+func (s *Store) SetDirty(name, bootID string) error {
+	return about("checkpoint of volume", name, s.durable(func(txn *badger.Txn) error {
+		var c Checkpoint
+		if err := get(txn, checkpointPrefix+name, &c); err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		c.Dirty, c.BootID = true, bootID
+		return put(txn, checkpointPrefix+name, c)
+	}))
+}
+
+// badgerLogger hands Badger's messages to zap. What Badger calls information is
+// of interest to its developers only.
+type badgerLogger struct{ log *zap.SugaredLogger }
+
+func (l badgerLogger) Errorf(f string, a ...any)   { l.log.Errorf(strings.TrimSpace(f), a...) }
+func (l badgerLogger) Warningf(f string, a ...any) { l.log.Warnf(strings.TrimSpace(f), a...) }
+func (l badgerLogger) Infof(f string, a ...any)    { l.log.Debugf(strings.TrimSpace(f), a...) }
+func (l badgerLogger) Debugf(f string, a ...any)   { l.log.Debugf(strings.TrimSpace(f), a...) }
