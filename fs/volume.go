@@ -223,3 +223,22 @@ func (f *FS) SetClean(id string) {
 		v.dirty.Store(false)
 	}
 }
+
+// ResetCharges forgets what the volume's inodes are charged, so that each is
+// measured again when it next changes. Call it inside Quiesce, after the ledger
+// was set to what is on the disk.
+func (f *FS) ResetCharges(id string) {
+	v, err := f.volume(id)
+	if err != nil {
+		return
+	}
+	f.nodes.mu.RLock()
+	defer f.nodes.mu.RUnlock()
+	for _, n := range f.nodes.byID {
+		if n.vol == v {
+			n.mu.Lock()
+			n.charged, n.dense = false, false
+			n.mu.Unlock()
+		}
+	}
+}

@@ -21,11 +21,13 @@ const (
 
 // Volume is the record of a volume.
 type Volume struct {
-	Name       string            `json:"name"`
-	Limit      quota.Usage       `json:"limit"`
-	State      State             `json:"state"`
-	Created    time.Time         `json:"created"`
-	Parameters map[string]string `json:"parameters,omitempty"`
+	Name  string      `json:"name"`
+	Limit quota.Usage `json:"limit"`
+	// InodesFixed tells that the inode limit was named, and does not follow the size.
+	InodesFixed bool              `json:"inodesFixed,omitempty"`
+	State       State             `json:"state"`
+	Created     time.Time         `json:"created"`
+	Parameters  map[string]string `json:"parameters,omitempty"`
 }
 
 // Checkpoint is what is known of a volume's use. While Dirty, Used is only what

@@ -1,0 +1,152 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/croftfs/croft/fs"
+	"github.com/croftfs/croft/quota"
+)
+
+// quiesce calls fn while nothing changes the volume. A volume that has gone
+// meanwhile is no error; fn is not called then.
+func (p *Pool) quiesce(v *volume, fn func(floating quota.Usage) error) error {
+	err := p.fs.Quiesce(v.name, fn)
+	if errors.Is(err, fs.ErrNoVolume) {
+		return nil
+	}
+	return err
+}
+
+// Check recounts volumes and compares the disk with the ledgers. A volume's
+// changes wait while it is counted. With Repair, ledgers that are wrong are set
+// to what is on the disk, and volumes that could not be counted are tried again.
+// Findings are no error.
+func (p *Pool) Check(ctx context.Context, o CheckOptions) (CheckResult, error) {
+	names := o.Volumes
+	var result CheckResult
+	if len(names) == 0 {
+		for _, v := range p.all() {
+			names = append(names, v.name)
+		}
+		var err error
+		if result.Findings, err = p.checkStrays(); err != nil {
+			return result, err
+		}
+	}
+	for _, name := range names {
+		c, err := p.checkVolume(ctx, name, o.Repair)
+		if errors.Is(err, ErrNotFound) && len(o.Volumes) == 0 {
+			continue // deleted meanwhile
+		}
+		if err != nil {
+			return result, err
+		}
+		result.Volumes = append(result.Volumes, c)
+	}
+	return result, nil
+}
+
+func (p *Pool) checkVolume(ctx context.Context, name string, repair bool) (VolumeCheck, error) {
+	if err := CheckName(name); err != nil {
+		return VolumeCheck{}, err
+	}
+	defer p.names.take(name)()
+	v, err := p.find(name)
+	if err != nil {
+		return VolumeCheck{}, err
+	}
+	c := VolumeCheck{Name: name, Limit: v.ledger.Limit()}
+	if v.missing {
+		c.Findings = append(c.Findings, fmt.Sprintf("%v; `croft volume delete %s` removes its record", ErrMissing, name))
+		return c, nil
+	}
+	failure := v.count.wait(ctx)
+	if ctx.Err() != nil {
+		return c, ctx.Err()
+	}
+	if failure != nil {
+		c.Findings = append(c.Findings, fmt.Sprintf("could not be recounted: %v", failure))
+	}
+	err = p.quiesce(v, func(floating quota.Usage) error { return p.compare(ctx, v, floating, repair, &c) })
+	if err != nil {
+		return c, fmt.Errorf("volume %s: %w", name, err)
+	}
+	return c, nil
+}
+
+// compare recounts one volume, while nothing changes it.
+func (p *Pool) compare(ctx context.Context, v *volume, floating quota.Usage, repair bool, c *VolumeCheck) error {
+	tree, err := p.scan(ctx, p.volumesDir, v.name)
+	if err != nil {
+		return err
+	}
+	orphans, err := p.scan(ctx, p.orphansDir, v.name)
+	if err != nil {
+		return err
+	}
+	c.Ledger, c.Disk = v.ledger.Used(), tree.Add(orphans).Add(floating)
+	wrong := c.Ledger != c.Disk
+	if wrong {
+		c.Findings = append(c.Findings, fmt.Sprintf("the ledger says %s; the disk holds %s", c.Ledger, c.Disk))
+	}
+	if n := v.ledger.Overruns(); n > 0 {
+		c.Findings = append(c.Findings, fmt.Sprintf("%d changes took more than they had reserved", n))
+	}
+	if n := v.ledger.Underruns(); n > 0 {
+		c.Findings = append(c.Findings, fmt.Sprintf("%d changes would have left less than nothing in use", n))
+	}
+	if !c.Disk.Fits(c.Limit) {
+		c.Findings = append(c.Findings, fmt.Sprintf("it is above its limit of %s; `croft volume resize` raises that", c.Limit))
+	}
+	if !repair || !wrong && v.count.failure() == nil {
+		return nil
+	}
+	// Durably dirty first: a crash after this means a recount.
+	if err := p.store.SetDirty(v.name, p.bootID); err != nil {
+		return err
+	}
+	v.idle.dirty.Store(true)
+	v.ledger.Reset(c.Disk)
+	p.fs.ResetCharges(v.name)
+	v.count.setFailure(nil)
+	c.Repaired = true
+	return nil
+}
+
+// checkStrays lists what lies in the pool's directories without a record.
+func (p *Pool) checkStrays() (findings []string, err error) {
+	known := make(map[string]bool)
+	for _, v := range p.all() {
+		known[v.name] = true
+	}
+	for _, parent := range []*os.File{p.volumesDir, p.orphansDir} {
+		dir, err := openDirAt(parent, ".")
+		if err != nil {
+			return nil, err
+		}
+		names, err := dir.Readdirnames(0)
+		dir.Close()
+		if err != nil {
+			return nil, err
+		}
+		slices.Sort(names)
+		for _, name := range names {
+			if known[name] {
+				continue
+			}
+			// A volume that is being made or deleted right now has its name locked.
+			unlock := p.names.take(name)
+			_, err := p.find(name)
+			missing := p.strays(name) == nil
+			unlock()
+			if err != nil && !missing {
+				findings = append(findings, fmt.Sprintf("%s/%s has no record; move it away or remove it", parent.Name(), name))
+			}
+		}
+	}
+	return findings, nil
+}

@@ -1,0 +1,180 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/fs/transport"
+)
+
+// ErrMounted is returned by Mount when the pool was mounted before.
+var ErrMounted = errors.New("pool is mounted")
+
+// MountOptions say where to mount.
+type MountOptions struct {
+	// Mountpoint is an existing directory outside the pool.
+	Mountpoint string
+}
+
+// mount is the pool's mount; a pool is mounted once in the life of a Pool.
+type mount struct {
+	mu     sync.Mutex // guards what follows
+	conn   *transport.Conn
+	served chan struct{} // closed when the mount has ended
+	err    error         // set before served is closed
+}
+
+func (m *mount) get() (*transport.Conn, chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.conn, m.served
+}
+
+// point returns where the pool is mounted, "" when it is not.
+func (m *mount) point() string {
+	conn, served := m.get()
+	if conn == nil {
+		return ""
+	}
+	select {
+	case <-served:
+		return ""
+	default:
+		return conn.Mountpoint()
+	}
+}
+
+// source is what mountinfo and df show as the mounted device. It is how the
+// mounts of this pool are known again, so it holds the id.
+func (p *Pool) source() string { return "croft:" + p.id }
+
+// Mount mounts the pool and serves it in the background until somebody unmounts
+// it. A mount of this pool that is there already is dead, since this process
+// has the pool: it is taken away first.
+func (p *Pool) Mount(o MountOptions) error {
+	p.mount.mu.Lock()
+	defer p.mount.mu.Unlock()
+	if p.mount.conn != nil {
+		return fmt.Errorf("%s: %w on %s", p.dir, ErrMounted, p.mount.conn.Mountpoint())
+	}
+	if err := p.checkMountpoint(o.Mountpoint); err != nil {
+		return err
+	}
+	if err := p.clearStale(o.Mountpoint); err != nil {
+		return err
+	}
+	conn, err := transport.Mount(p.fs, transport.Options{
+		FsName:     p.source(),
+		Mountpoint: o.Mountpoint,
+		Logger:     p.log,
+	})
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w: `mkdir -p %s` makes it", err, o.Mountpoint)
+	} else if err != nil {
+		return err
+	}
+	p.fs.SetNotifier(conn)
+	p.mount.conn, p.mount.served = conn, make(chan struct{})
+	go func() {
+		err := conn.Serve()
+		p.mount.mu.Lock()
+		defer p.mount.mu.Unlock()
+		p.mount.err = err
+		close(p.mount.served)
+	}()
+	p.log.Info("mounted", zap.String("mountpoint", conn.Mountpoint()))
+	return nil
+}
+
+// checkMountpoint refuses one in the pool: the pool would hold itself. Only the
+// parent is resolved: the place itself may be a dead mount, which answers nothing.
+func (p *Pool) checkMountpoint(mountpoint string) error {
+	if mountpoint == "" {
+		return fmt.Errorf("%w: no mount point given", ErrInvalid)
+	}
+	abs, err := filepath.Abs(mountpoint)
+	if err != nil {
+		return err
+	}
+	parent, err := filepath.EvalSymlinks(filepath.Dir(abs))
+	if err != nil {
+		return fmt.Errorf("mount point %s: %w", mountpoint, err)
+	}
+	at := filepath.Join(parent, filepath.Base(abs))
+	if at == p.dir || strings.HasPrefix(at, p.dir+"/") {
+		return fmt.Errorf("%w: mount point %s is inside the pool %s", ErrInvalid, mountpoint, p.dir)
+	}
+	return nil
+}
+
+// clearStale detaches dead mounts of this pool from the mount point. Dead bind
+// mounts elsewhere stay: whoever writes there must get an error, and not reach
+// the directory underneath.
+func (p *Pool) clearStale(mountpoint string) error {
+	stale, err := transport.StaleMounts(mountpoint)
+	if err != nil {
+		return err
+	}
+	for _, m := range stale {
+		if m.Source != p.source() {
+			return fmt.Errorf("%w: another pool (%s) is mounted on %s", ErrInvalid, m.Source, m.Mountpoint)
+		}
+		if err := transport.Detach(m.Mountpoint); err != nil {
+			return err
+		}
+		p.log.Info("dead mount detached", zap.String("mountpoint", m.Mountpoint))
+	}
+	left, err := transport.Mounts(transport.MountFilter{Source: p.source()})
+	for _, m := range left {
+		p.log.Warn("a dead mount of this pool remains", zap.String("mountpoint", m.Mountpoint), zap.String("root", m.Root))
+	}
+	return err
+}
+
+// Served is closed when the mount has ended; nil when there was none.
+func (p *Pool) Served() <-chan struct{} {
+	_, served := p.mount.get()
+	return served
+}
+
+// ServeErr tells why the mount has ended: nil when it was unmounted.
+func (p *Pool) ServeErr() error {
+	p.mount.mu.Lock()
+	defer p.mount.mu.Unlock()
+	return p.mount.err
+}
+
+// Unmount takes the mount away. Without lazy it fails with EBUSY while the mount
+// is in use; with lazy it is detached, and served until its last user has gone.
+// It returns nil when nothing is mounted.
+func (p *Pool) Unmount(lazy bool) error {
+	conn, _ := p.mount.get()
+	if conn == nil {
+		return nil
+	}
+	return conn.Unmount(lazy)
+}
+
+// endMount ends the mount and waits until no request is under way. One in use is
+// cut off, unless it was detached before: then it is waited for.
+func (p *Pool) endMount() error {
+	conn, served := p.mount.get()
+	if conn == nil {
+		return nil
+	}
+	if err := conn.Unmount(false); err != nil {
+		// MNT_FORCE ends the connection (fuse_umount_begin, fs/fuse/inode.c).
+		if err := unix.Unmount(conn.Mountpoint(), unix.MNT_FORCE|unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("cut off %s: %w", conn.Mountpoint(), err)
+		}
+	}
+	<-served
+	return p.ServeErr()
+}

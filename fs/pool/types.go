@@ -1,0 +1,168 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/croftfs/croft/quota"
+)
+
+// The errors of a pool. Each is wrapped with the name of what it is about.
+var (
+	// ErrNotPool is returned when a directory is no pool.
+	ErrNotPool = errors.New("not a Croft pool")
+	// ErrIsPool is returned by Init when the directory is a pool already.
+	ErrIsPool = errors.New("is a Croft pool already")
+	// ErrNotEmpty is returned by Init when the directory holds something else.
+	ErrNotEmpty = errors.New("directory is not empty")
+	// ErrUnsuitable is returned when a directory's filesystem lacks something that Croft needs.
+	ErrUnsuitable = errors.New("filesystem is not suitable for a pool")
+	// ErrNewerFormat is returned when a newer version of Croft wrote the pool.
+	ErrNewerFormat = errors.New("pool was written by a newer version of Croft")
+	// ErrInUse is returned by Open when another process has the pool.
+	ErrInUse = errors.New("pool is in use")
+	// ErrClosed is returned when the pool has been closed meanwhile.
+	ErrClosed = errors.New("pool is closed")
+
+	// ErrNotFound is returned when there is no volume of that name.
+	ErrNotFound = errors.New("no such volume")
+	// ErrExists is returned when there is a volume of that name already.
+	ErrExists = errors.New("volume exists already")
+	// ErrBusy is returned when a volume cannot be deleted because it is in use.
+	ErrBusy = errors.New("volume is in use")
+	// ErrBelowUse is returned when a limit is to be lowered below what is in use.
+	ErrBelowUse = quota.ErrBelowUse
+	// ErrInvalid is returned for a name, size or number that cannot be.
+	ErrInvalid = errors.New("invalid argument")
+	// ErrNoRoom is returned when the pool's disk is too full for another volume's records.
+	ErrNoRoom = errors.New("the pool's disk is full")
+	// ErrMissing is returned when a volume's directory is gone from the pool.
+	ErrMissing = errors.New("volume's directory is missing")
+)
+
+const (
+	// MaxName is the longest name of a volume in bytes: what CSI demands of names (CSI spec 1.x, "Size Limits").
+	MaxName = 128
+	// MinBytes is the smallest byte limit.
+	MinBytes = 1 << 20
+	// MaxBytes is the largest byte limit.
+	MaxBytes = 1 << 62
+	// BytesPerInode gives a volume's inode limit where none is named: mkfs.ext4's ratio.
+	BytesPerInode = 16 << 10
+)
+
+// CheckName returns ErrInvalid, wrapped with why, for what cannot be a volume's
+// name: 1 to MaxName letters, digits, dots, dashes and underscores, of which the
+// first is a letter or a digit. Such a name is also a safe name of a directory.
+func CheckName(name string) error {
+	switch {
+	case name == "":
+		return fmt.Errorf("%w: a volume's name is empty", ErrInvalid)
+	case len(name) > MaxName:
+		return fmt.Errorf("%w: volume name of %d bytes, at most %d are allowed", ErrInvalid, len(name), MaxName)
+	}
+	for i := range len(name) {
+		c := name[i]
+		alnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !alnum && (i == 0 || c != '.' && c != '-' && c != '_') {
+			return fmt.Errorf("%w: volume name %q: letters, digits, '.', '-' and '_' are allowed, and the first is a letter or a digit", ErrInvalid, name)
+		}
+	}
+	return nil
+}
+
+// State is what a volume is doing.
+type State string
+
+// The states that a person sees.
+const (
+	StateReady      State = "ready"
+	StateRecounting State = "recounting" // used is what was last known; changes wait
+	StateMissing    State = "missing"    // its directory is gone
+	StateOverLimit  State = "over-limit" // files were put there behind Croft's back
+	StateFailed     State = "failed"     // it could not be recounted; changes answer EIO
+)
+
+// Volume describes a volume.
+type Volume struct {
+	Name    string      `json:"name"`
+	State   State       `json:"state"`
+	Limit   quota.Usage `json:"limit"`
+	Used    quota.Usage `json:"used"`
+	Created time.Time   `json:"created"`
+	// Open counts open files and directories; 0 when the pool is not mounted.
+	Open int `json:"open"`
+}
+
+// CreateOptions describe a new volume.
+type CreateOptions struct {
+	// Bytes is the limit in bytes, from MinBytes to MaxBytes, rounded up to a block.
+	Bytes uint64 `json:"bytes"`
+	// Inodes is the limit in inodes; 0 means one for each BytesPerInode, and that it follows the size.
+	Inodes uint64 `json:"inodes,omitempty"`
+	// Mode is the root directory's permission bits; 0 means 0755.
+	Mode os.FileMode `json:"mode,omitempty"`
+	// UID and GID own the root directory.
+	UID int `json:"uid,omitempty"`
+	GID int `json:"gid,omitempty"`
+}
+
+// ResizeOptions are new limits. A zero field stays as it is, but an inode limit
+// that was never named follows the size.
+type ResizeOptions struct {
+	Bytes  uint64 `json:"bytes,omitempty"`
+	Inodes uint64 `json:"inodes,omitempty"`
+}
+
+// DeleteOptions say how to delete.
+type DeleteOptions struct {
+	// Force deletes a volume whose files are open: they answer ESTALE from then on.
+	Force bool `json:"force,omitempty"`
+}
+
+// CheckOptions say what to check.
+type CheckOptions struct {
+	// Volumes names the volumes; empty means all, and the pool's own directories.
+	Volumes []string `json:"volumes,omitempty"`
+	// Repair sets the ledgers to what is on the disk.
+	Repair bool `json:"repair,omitempty"`
+}
+
+// CheckResult is what a check has found.
+type CheckResult struct {
+	Volumes []VolumeCheck `json:"volumes"`
+	// Findings are faults of the pool itself: directories without a record, leftovers.
+	Findings []string `json:"findings,omitempty"`
+}
+
+// VolumeCheck is what a check has found in one volume.
+type VolumeCheck struct {
+	Name     string      `json:"name"`
+	Limit    quota.Usage `json:"limit"`
+	Ledger   quota.Usage `json:"ledger"`
+	Disk     quota.Usage `json:"disk"`
+	Findings []string    `json:"findings,omitempty"`
+	// Repaired tells that the ledger was set to Disk.
+	Repaired bool `json:"repaired,omitempty"`
+}
+
+// Clean tells whether nothing was found.
+func (r CheckResult) Clean() bool {
+	for _, v := range r.Volumes {
+		if len(v.Findings) > 0 {
+			return false
+		}
+	}
+	return len(r.Findings) == 0
+}
+
+// Info describes a pool.
+type Info struct {
+	ID         string `json:"id"`
+	Dir        string `json:"dir"`                  // absolute
+	Mountpoint string `json:"mountpoint,omitempty"` // empty when it is not mounted
+	Filesystem string `json:"filesystem"`           // of the backing directory: "ext4", …
+	PID        int    `json:"pid"`                  // of the process that has the pool open
+}

@@ -1,0 +1,332 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/fs"
+	"github.com/croftfs/croft/fs/transport"
+	"github.com/croftfs/croft/meta"
+	"github.com/croftfs/croft/quota"
+)
+
+// minRoom is how much must be free on the pool's disk for a new volume, in
+// bytes: what Badger may need for its logs and tables before it is compacted.
+const minRoom = 32 << 20
+
+// limitOf checks what was asked for and rounds it: bytes up to a block.
+func (p *Pool) limitOf(bytes, inodes uint64) (quota.Usage, error) {
+	switch {
+	case bytes < MinBytes:
+		return quota.Usage{}, fmt.Errorf("%w: a size of %d bytes, at least %d (1Mi) are needed", ErrInvalid, bytes, MinBytes)
+	case bytes > MaxBytes:
+		return quota.Usage{}, fmt.Errorf("%w: a size of %d bytes, at most %d (4Ei) are possible", ErrInvalid, bytes, uint64(MaxBytes))
+	case inodes > math.MaxInt64:
+		return quota.Usage{}, fmt.Errorf("%w: %d inodes, at most %d are possible", ErrInvalid, inodes, uint64(math.MaxInt64))
+	}
+	bytes = (bytes + p.rule.Block - 1) / p.rule.Block * p.rule.Block
+	if inodes == 0 {
+		inodes = defaultInodes(bytes)
+	}
+	return quota.Usage{Bytes: bytes, Inodes: inodes}, nil
+}
+
+func defaultInodes(bytes uint64) uint64 { return max(1, bytes/BytesPerInode) }
+
+// Create makes a volume and serves it. It is durable when Create returns.
+// ErrExists when there is one, ErrInvalid, ErrNoRoom.
+func (p *Pool) Create(_ context.Context, name string, o CreateOptions) (Volume, error) {
+	if err := CheckName(name); err != nil {
+		return Volume{}, err
+	}
+	limit, err := p.limitOf(o.Bytes, o.Inodes)
+	if err == nil && o.Mode&^os.ModePerm&^(os.ModeSetgid|os.ModeSticky) != 0 {
+		err = fmt.Errorf("%w: mode %v is not permission bits", ErrInvalid, o.Mode)
+	}
+	if err == nil && (o.UID < 0 || o.GID < 0 || o.UID >= math.MaxUint32 || o.GID >= math.MaxUint32) {
+		err = fmt.Errorf("%w: owner %d:%d", ErrInvalid, o.UID, o.GID)
+	}
+	if err != nil {
+		return Volume{}, fmt.Errorf("volume %s: %w", name, err)
+	}
+	defer p.names.take(name)()
+	if _, err := p.find(name); err == nil {
+		return Volume{}, fmt.Errorf("volume %s: %w", name, ErrExists)
+	} else if !errors.Is(err, ErrNotFound) {
+		return Volume{}, err
+	}
+	if room, err := p.store.Room(); err != nil {
+		return Volume{}, err
+	} else if room < minRoom {
+		return Volume{}, fmt.Errorf("volume %s: %w: %d bytes are free, %d are needed", name, ErrNoRoom, room, minRoom)
+	}
+	v, err := p.create(meta.Volume{
+		Name:        name,
+		Limit:       limit,
+		InodesFixed: o.Inodes != 0,
+		State:       meta.StateCreating,
+		Created:     time.Now().UTC(),
+	}, o)
+	if err != nil {
+		return Volume{}, fmt.Errorf("volume %s: %w", name, err)
+	}
+	return p.describe(v), nil
+}
+
+// create performs the steps of the package's documentation, and takes them back on failure.
+func (p *Pool) create(record meta.Volume, o CreateOptions) (*volume, error) {
+	name := record.Name
+	if err := p.strays(name); err != nil {
+		return nil, err
+	}
+	if err := p.store.CreateVolume(record); err != nil {
+		return nil, err
+	}
+	undo := func(err error) error { return errors.Join(err, p.remove(name)) }
+	if err := p.makeTrees(name, o); err != nil {
+		return nil, undo(err)
+	}
+	if err := p.store.PutCheckpoint(name, meta.Checkpoint{BootID: p.bootID, Taken: record.Created}, false); err != nil {
+		return nil, undo(err)
+	}
+	record.State = meta.StateReady
+	if err := p.store.PutVolume(record); err != nil {
+		return nil, undo(err)
+	}
+	v := &volume{name: name, record: record, ledger: quota.NewLedger(record.Limit, quota.Usage{}), count: counted()}
+	if err := p.serve(v); err != nil {
+		return nil, undo(err)
+	}
+	p.mu.Lock()
+	p.volumes[name] = v
+	p.mu.Unlock()
+	p.log.Info("volume created", zap.String("volume", name), zap.Stringer("limit", record.Limit))
+	return v, nil
+}
+
+// strays refuses a name under which something without a record lies in the
+// pool: it is somebody's, and not to be served or deleted.
+func (p *Pool) strays(name string) error {
+	for _, dir := range []*os.File{p.volumesDir, p.orphansDir} {
+		var st unix.Stat_t
+		err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+		if err == nil {
+			return fmt.Errorf("%w: %s/%s is there without a record; move it away", ErrExists, dir.Name(), name)
+		} else if err != unix.ENOENT {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeTrees makes a volume's two directories, durably.
+func (p *Pool) makeTrees(name string, o CreateOptions) error {
+	mode := o.Mode
+	if mode == 0 {
+		mode = 0o755
+	}
+	if err := makeDir(p.orphansDir, name, 0o700, 0, 0); err != nil {
+		return err
+	}
+	return makeDir(p.volumesDir, name, unixMode(mode), o.UID, o.GID)
+}
+
+func unixMode(mode os.FileMode) uint32 {
+	bits := uint32(mode.Perm())
+	if mode&os.ModeSetgid != 0 {
+		bits |= unix.S_ISGID
+	}
+	if mode&os.ModeSticky != 0 {
+		bits |= unix.S_ISVTX
+	}
+	return bits
+}
+
+func makeDir(parent *os.File, name string, mode uint32, uid, gid int) error {
+	if err := unix.Mkdirat(int(parent.Fd()), name, 0o700); err != nil {
+		return fmt.Errorf("make %s/%s: %w", parent.Name(), name, err)
+	}
+	d, err := openDirAt(parent, name)
+	if err != nil {
+		return err
+	}
+	fd := int(d.Fd())
+	err = unix.Fchown(fd, uid, gid)
+	if err == nil {
+		err = unix.Fchmod(fd, mode)
+	}
+	return errors.Join(err, d.Sync(), d.Close(), parent.Sync())
+}
+
+// openDirAt opens the directory name, which no symlink may stand for.
+func openDirAt(parent *os.File, name string) (*os.File, error) {
+	for {
+		fd, err := unix.Openat(int(parent.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, &os.PathError{Op: "open", Path: parent.Name() + "/" + name, Err: err}
+		}
+		return os.NewFile(uintptr(fd), parent.Name()+"/"+name), nil
+	}
+}
+
+// serve has the filesystem serve a volume.
+func (p *Pool) serve(v *volume) error {
+	root, err := openDirAt(p.volumesDir, v.name)
+	if err != nil {
+		return err
+	}
+	orphans, err := openDirAt(p.orphansDir, v.name)
+	if err != nil {
+		return errors.Join(err, root.Close())
+	}
+	err = p.fs.AddVolume(fs.VolumeConfig{
+		ID:           v.name,
+		Root:         root,
+		Orphans:      orphans,
+		Ledger:       v.ledger,
+		BeforeChange: func() error { return p.markDirty(v) },
+		Counted:      v.count.ended,
+	})
+	if err != nil {
+		return errors.Join(err, root.Close(), orphans.Close())
+	}
+	return nil
+}
+
+// Delete deletes a volume. It returns when the volume is gone for good; its
+// space is freed in the background. ErrBusy when it is in use, unless forced.
+func (p *Pool) Delete(_ context.Context, name string, o DeleteOptions) error {
+	if err := CheckName(name); err != nil {
+		return err
+	}
+	defer p.names.take(name)()
+	v, err := p.find(name)
+	if err != nil {
+		return err
+	}
+	if err := p.delete(v, o.Force); err != nil {
+		return fmt.Errorf("volume %s: %w", name, err)
+	}
+	p.log.Info("volume deleted", zap.String("volume", name))
+	return nil
+}
+
+func (p *Pool) delete(v *volume, force bool) error {
+	if !v.missing {
+		if !force {
+			if err := p.checkBinds(v.name); err != nil {
+				return err
+			}
+		}
+		err := p.fs.RemoveVolume(v.name, force)
+		if errors.Is(err, fs.ErrBusy) {
+			return fmt.Errorf("%w: %d open files or directories; close them, or use --force", ErrBusy, p.fs.OpenFiles(v.name))
+		} else if err != nil && !errors.Is(err, fs.ErrNoVolume) {
+			return err
+		}
+	}
+	_, err := p.store.UpdateVolume(v.name, func(r *meta.Volume) error { r.State = meta.StateDeleting; return nil })
+	if err != nil {
+		if !v.missing {
+			err = errors.Join(err, p.serve(v))
+		}
+		return err
+	}
+	// From here on it is gone, whatever happens.
+	v.count.stop()
+	p.mu.Lock()
+	delete(p.volumes, v.name)
+	p.mu.Unlock()
+	return p.remove(v.name)
+}
+
+// checkBinds refuses a volume that is bind-mounted somewhere.
+func (p *Pool) checkBinds(name string) error {
+	mounts, err := transport.Mounts(transport.MountFilter{Source: p.source()})
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		if m.Root == "/"+name || len(m.Root) > len(name)+1 && m.Root[:len(name)+2] == "/"+name+"/" {
+			return fmt.Errorf("%w: it is mounted on %s; unmount it, or use --force", ErrBusy, m.Mountpoint)
+		}
+	}
+	return nil
+}
+
+// remove moves a volume's trees into the trash and removes its record. It may
+// be repeated after a crash at any step.
+func (p *Pool) remove(name string) error {
+	err := errors.Join(p.trash.take(p.volumesDir, name), p.trash.take(p.orphansDir, name))
+	if err == nil {
+		err = p.store.DeleteVolume(name)
+	}
+	p.trash.wake()
+	return err
+}
+
+// Resize changes a volume's limits at once, while it is in use. ErrBelowUse
+// with the figure when a limit would be below what is in use; then nothing changes.
+func (p *Pool) Resize(ctx context.Context, name string, o ResizeOptions) (Volume, error) {
+	if err := CheckName(name); err != nil {
+		return Volume{}, err
+	}
+	defer p.names.take(name)()
+	v, err := p.find(name)
+	if err == nil {
+		err = v.count.wait(ctx)
+	}
+	if err != nil {
+		return Volume{}, err
+	}
+	if err := p.resize(v, o); err != nil {
+		return Volume{}, fmt.Errorf("volume %s: %w", name, err)
+	}
+	return p.describe(v), nil
+}
+
+func (p *Pool) resize(v *volume, o ResizeOptions) error {
+	old := v.ledger.Limit()
+	bytes := old.Bytes
+	if o.Bytes != 0 {
+		bytes = o.Bytes
+	}
+	record := v.record
+	inodes := o.Inodes
+	switch {
+	case inodes != 0:
+		record.InodesFixed = true
+	case record.InodesFixed || o.Bytes == 0:
+		inodes = old.Inodes
+	default:
+		// It follows the size, but what is in use may stay.
+		inodes = max(defaultInodes(bytes), min(old.Inodes, v.ledger.Used().Add(v.ledger.Reserved()).Inodes))
+	}
+	limit, err := p.limitOf(bytes, inodes)
+	if err != nil {
+		return err
+	}
+	lowered := quota.Usage{Bytes: min(old.Bytes, limit.Bytes), Inodes: min(old.Inodes, limit.Inodes)}
+	if err := v.ledger.SetLimit(lowered); err != nil {
+		return err
+	}
+	record.Limit = limit
+	if err := p.store.PutVolume(record); err != nil {
+		return errors.Join(err, v.ledger.SetLimit(old))
+	}
+	p.mu.Lock()
+	v.record = record
+	p.mu.Unlock()
+	p.log.Info("volume resized", zap.String("volume", v.name), zap.Stringer("limit", limit))
+	return v.ledger.SetLimit(limit)
+}
