@@ -28,6 +28,10 @@ type Options struct {
 	IdleAfter time.Duration
 	// Logger takes what happens in the background. Default: none.
 	Logger *zap.Logger
+
+	// step is called between the steps of creation, deletion and resizing,
+	// so that a test can end the process there.
+	step func(name string)
 }
 
 // EnsureDefaults puts the default where a field is zero.
@@ -37,6 +41,9 @@ func (o *Options) EnsureDefaults() {
 	}
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
+	}
+	if o.step == nil {
+		o.step = func(string) {}
 	}
 }
 
@@ -58,6 +65,7 @@ type Pool struct {
 	log             *zap.Logger
 	idleAfter       time.Duration
 	bootID          string
+	step            func(name string)
 
 	lock                     *os.File
 	root                     *os.File
@@ -116,6 +124,7 @@ func Open(o Options) (*Pool, error) {
 		dir:       dir,
 		log:       o.Logger.With(zap.String("pool", dir)),
 		idleAfter: o.IdleAfter,
+		step:      o.step,
 		counting:  make(chan struct{}, countsAtATime),
 		volumes:   make(map[string]*volume),
 	}

@@ -89,10 +89,12 @@ func (p *Pool) create(record meta.Volume, o CreateOptions) (*volume, error) {
 	if err := p.store.CreateVolume(record); err != nil {
 		return nil, err
 	}
+	p.step("create: recorded")
 	undo := func(err error) error { return errors.Join(err, p.remove(name)) }
 	if err := p.makeTrees(name, o); err != nil {
 		return nil, undo(err)
 	}
+	p.step("create: made")
 	if err := p.store.PutCheckpoint(name, meta.Checkpoint{BootID: p.bootID, Taken: record.Created}, false); err != nil {
 		return nil, undo(err)
 	}
@@ -100,6 +102,7 @@ func (p *Pool) create(record meta.Volume, o CreateOptions) (*volume, error) {
 	if err := p.store.PutVolume(record); err != nil {
 		return nil, undo(err)
 	}
+	p.step("create: ready")
 	v := &volume{name: name, record: record, ledger: quota.NewLedger(record.Limit, quota.Usage{}), count: counted()}
 	if err := p.serve(v); err != nil {
 		return nil, undo(err)
@@ -135,6 +138,7 @@ func (p *Pool) makeTrees(name string, o CreateOptions) error {
 	if err := makeDir(p.orphansDir, name, 0o700, 0, 0); err != nil {
 		return err
 	}
+	p.step("create: half made")
 	return makeDir(p.volumesDir, name, unixMode(mode), o.UID, o.GID)
 }
 
@@ -243,6 +247,7 @@ func (p *Pool) delete(v *volume, force bool) error {
 		return err
 	}
 	// From here on it is gone, whatever happens.
+	p.step("delete: recorded")
 	v.count.stop()
 	p.mu.Lock()
 	delete(p.volumes, v.name)
@@ -267,10 +272,14 @@ func (p *Pool) checkBinds(name string) error {
 // remove moves a volume's trees into the trash and removes its record. It may
 // be repeated after a crash at any step.
 func (p *Pool) remove(name string) error {
-	err := errors.Join(p.trash.take(p.volumesDir, name), p.trash.take(p.orphansDir, name))
+	err := p.trash.take(p.volumesDir, name)
+	p.step("remove: tree moved")
+	err = errors.Join(err, p.trash.take(p.orphansDir, name))
+	p.step("remove: moved")
 	if err == nil {
 		err = p.store.DeleteVolume(name)
 	}
+	p.step("remove: forgotten")
 	p.trash.wake()
 	return err
 }
@@ -320,10 +329,12 @@ func (p *Pool) resize(v *volume, o ResizeOptions) error {
 	if err := v.ledger.SetLimit(lowered); err != nil {
 		return err
 	}
+	p.step("resize: lowered")
 	record.Limit = limit
 	if err := p.store.PutVolume(record); err != nil {
 		return errors.Join(err, v.ledger.SetLimit(old))
 	}
+	p.step("resize: recorded")
 	p.mu.Lock()
 	v.record = record
 	p.mu.Unlock()

@@ -1,0 +1,154 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/fs/pool"
+)
+
+// Client manages the pool whose daemon listens on a socket. Its methods do what
+// those of pool.Pool do and return the same errors, besides ErrNoServer,
+// ErrRequest and ErrForbidden. They may be called concurrently; none has a time limit but ctx.
+type Client struct {
+	path string
+	http *http.Client
+}
+
+// NewClient returns a client for the socket. It does not connect yet.
+func NewClient(socket string) *Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}
+	return &Client{path: socket, http: &http.Client{
+		Transport:     &http.Transport{DialContext: dial},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+}
+
+// Close drops idle connections.
+func (c *Client) Close() error {
+	c.http.CloseIdleConnections()
+	return nil
+}
+
+// Info describes the pool.
+func (c *Client) Info(ctx context.Context) (pool.Info, error) {
+	var info pool.Info
+	return info, c.call(ctx, http.MethodGet, "/v1/info", nil, &info)
+}
+
+// Volumes lists the volumes by name.
+func (c *Client) Volumes(ctx context.Context) ([]pool.Volume, error) {
+	var volumes []pool.Volume
+	return volumes, c.call(ctx, http.MethodGet, "/v1/volumes", nil, &volumes)
+}
+
+// Volume returns one volume.
+func (c *Client) Volume(ctx context.Context, name string) (pool.Volume, error) {
+	var v pool.Volume
+	return v, c.callVolume(ctx, http.MethodGet, name, nil, &v)
+}
+
+// Create makes a volume.
+func (c *Client) Create(ctx context.Context, name string, o pool.CreateOptions) (pool.Volume, error) {
+	var v pool.Volume
+	return v, c.callVolume(ctx, http.MethodPost, name, o, &v)
+}
+
+// Resize gives a volume new limits.
+func (c *Client) Resize(ctx context.Context, name string, o pool.ResizeOptions) (pool.Volume, error) {
+	var v pool.Volume
+	return v, c.callVolume(ctx, http.MethodPatch, name, o, &v)
+}
+
+// Delete deletes a volume.
+func (c *Client) Delete(ctx context.Context, name string, o pool.DeleteOptions) error {
+	return c.callVolume(ctx, http.MethodDelete, name, o, nil)
+}
+
+// Check compares ledgers and disk.
+func (c *Client) Check(ctx context.Context, o pool.CheckOptions) (pool.CheckResult, error) {
+	var r pool.CheckResult
+	return r, c.call(ctx, http.MethodPost, "/v1/check", o, &r)
+}
+
+func (c *Client) callVolume(ctx context.Context, method, name string, in, out any) error {
+	if name == "" || len(name) > pool.MaxName {
+		return pool.CheckName(name) // such a name has no path
+	}
+	// PathEscape leaves dots alone, and "." and ".." would be cleaned away.
+	escaped := strings.ReplaceAll(url.PathEscape(name), ".", "%2E")
+	return c.call(ctx, method, "/v1/volumes/"+escaped, in, out)
+}
+
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("control request: %w", err)
+		}
+		body = bytes.NewReader(b)
+	}
+	// The host names nobody: the transport dials the socket.
+	req, err := http.NewRequestWithContext(ctx, method, "http://croft"+path, body)
+	if err != nil {
+		return fmt.Errorf("control request: %w", err)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return c.transportError(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return readFailure(resp)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fmt.Errorf("the daemon's answer on %s: %w", c.path, err)
+	}
+	return nil
+}
+
+// transportError says what a failed round trip means.
+func (c *Client) transportError(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		err = u.Err // without the made-up URL
+	}
+	switch {
+	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%w %s", ErrNoServer, c.path)
+	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+		return fmt.Errorf("the daemon on %s ended before it answered: %w", c.path, err)
+	}
+	return err
+}
+
+// readFailure returns the error that a reply carries.
+func readFailure(resp *http.Response) error {
+	const most = 1 << 20 // bytes
+	b, err := io.ReadAll(io.LimitReader(resp.Body, most))
+	if err != nil {
+		return fmt.Errorf("the daemon answered %s: %w", resp.Status, err)
+	}
+	var f failure
+	if err := json.Unmarshal(b, &f); err != nil || f.Message == "" {
+		return fmt.Errorf("%w: the daemon answered %s", ErrRequest, resp.Status)
+	}
+	return decode(f)
+}
