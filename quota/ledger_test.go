@@ -5,9 +5,11 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 )
@@ -347,20 +349,47 @@ func TestLedgerFillsToTheLast(t *testing.T) {
 	}
 }
 
+// TestLedgerLosesNothing has 64 writers contend for the same figures as hard as they can.
+func TestLedgerLosesNothing(t *testing.T) {
+	const writers, each = 64, 20_000
+	l := NewLedger(Usage{Bytes: 1 << 40, Inodes: 2}, Usage{})
+	var wg sync.WaitGroup
+	for range writers {
+		wg.Go(func() {
+			for range each {
+				l.Settle(Usage{}, Delta{Bytes: 1})
+				if u := (Usage{Bytes: 1, Inodes: 2}); l.Reserve(u) == nil { // one at a time
+					l.Settle(u, Delta{})
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if want := (Usage{Bytes: writers * each}); l.Used() != want || l.Reserved() != (Usage{}) {
+		t.Errorf("used %v, reserved %v, want %v used", l.Used(), l.Reserved(), want)
+	}
+}
+
 // TestLedgerRefusedShrinkDisturbsNobody lowers bytes, which would fit, and inodes,
 // which do not: a writer that needs the bytes must never be refused.
 func TestLedgerRefusedShrinkDisturbsNobody(t *testing.T) {
 	l := NewLedger(Usage{Bytes: 1000, Inodes: 100}, Usage{Inodes: 100})
 	var stop atomic.Bool
+	var halfWay atomic.Uint64 // changes that had lowered bytes before they were refused
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for !stop.Load() {
-			if err := l.SetLimit(Usage{Bytes: 100, Inodes: 50}); err != nil && !errors.Is(err, ErrBelowUse) {
-				t.Error(err)
+			err := l.SetLimit(Usage{Bytes: 100, Inodes: 50})
+			if !errors.Is(err, ErrBelowUse) {
+				t.Errorf("SetLimit: %v", err)
+				return
+			}
+			if strings.Contains(err.Error(), "inodes wanted") {
+				halfWay.Add(1)
 			}
 		}
 	})
-	for range 50_000 {
+	for until := time.Now().Add(5 * time.Second); halfWay.Load() < 100_000 && time.Now().Before(until); {
 		// 999 of 1000: refused whenever the lower limit can be seen. When the
 		// writer holds them, bytes are refused first and nothing is lowered.
 		if err := l.Reserve(Usage{Bytes: 999}); err != nil {

@@ -195,11 +195,11 @@ func deepen(t *testing.T, dir string, levels int, name string, comb bool) {
 	t.Helper()
 	fd, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	must(t, err)
-	for range levels {
+	for i := range levels {
 		must(t, unix.Mkdirat(fd, name, 0o700))
 		if comb {
-			must(t, unix.Mkdirat(fd, "beside", 0o700))
-			must(t, unix.Mkdirat(fd, "beside too", 0o700))
+			must(t, unix.Mkdirat(fd, fmt.Sprint("beside", i), 0o700))
+			must(t, unix.Mkdirat(fd, fmt.Sprint("beside too", i), 0o700))
 		}
 		child, err := unix.Openat(fd, name, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		must(t, err)
@@ -362,13 +362,13 @@ func TestScanOfAMovingTree(t *testing.T) {
 				case 0, 1:
 					_ = os.Mkdir(path, 0o700)
 				case 2:
-					_ = os.RemoveAll(path)
+					remove(path)
 				case 3:
 					_ = os.Rename(path, at())
 				case 4:
 					_ = unix.Mkfifo(path, 0o600)
 				case 5:
-					_ = os.Symlink("/", path)
+					_ = os.Symlink(dir, path) // not "/": what goes through it must stay in here
 				case 6:
 					_ = os.Link(at(), path)
 				case 7:
@@ -402,6 +402,26 @@ func TestScanOfAMovingTree(t *testing.T) {
 	}
 }
 
+// remove removes what is at path, whatever that is and becomes meanwhile. It is not
+// os.RemoveAll, which opens the parent of path for reading without O_NONBLOCK or
+// O_DIRECTORY: if another has moved a FIFO there, that waits for a writer for ever.
+func remove(path string) {
+	if unix.Unlink(path) != unix.EISDIR {
+		return
+	}
+	fd, err := unix.Open(path, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	names, _ := f.Readdirnames(-1)
+	for _, name := range names {
+		remove(path + "/" + name)
+	}
+	_ = unix.Rmdir(path)
+}
+
 // TestScanLeavesNoTrace: a recount is no access.
 func TestScanLeavesNoTrace(t *testing.T) {
 	dir := t.TempDir()
@@ -423,11 +443,16 @@ func TestScanLeavesNoTrace(t *testing.T) {
 	}
 }
 
-// BenchmarkScan scans 200,000 inodes whose data is in the cache: 4 KiB files and
-// empty ones, 500 in a directory.
+// BenchmarkScan scans 200,000 inodes that are in the cache, on ext4: 4 KiB files and
+// empty ones, 500 in a directory. 200,000 inodes a second are what is promised.
 func BenchmarkScan(b *testing.B) {
-	dir := b.TempDir()
 	const files, each = 200_000, 500
+	dir := b.TempDir()
+	mountImage(b, 2<<30, fmt.Sprintf("mkfs.ext4 -q -F -E nodiscard -N %d", 2*files), dir)
+	dir = filepath.Join(dir, "tree") // without lost+found
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		b.Fatal(err)
+	}
 	block := make([]byte, MinBlock)
 	for i := range files {
 		sub := filepath.Join(dir, fmt.Sprint(i/each))
