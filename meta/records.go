@@ -1,6 +1,7 @@
 package meta
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -58,8 +59,22 @@ func decode(b []byte, record any) error {
 	if err := checkVersion("record", b[0]); err != nil {
 		return err
 	}
+	if !bytes.HasPrefix(b[1:], []byte("{")) { // a null would pass for a record
+		return fmt.Errorf("%w: it is no object", ErrCorrupt)
+	}
 	if err := json.Unmarshal(b[1:], record); err != nil {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return nil
+}
+
+// decodeVolume decodes the record that is kept under name.
+func decodeVolume(b []byte, name string, v *Volume) error {
+	if err := decode(b, v); err != nil {
+		return err
+	}
+	if v.Name != name {
+		return fmt.Errorf("%w: it is of volume %q", ErrCorrupt, v.Name)
 	}
 	return nil
 }

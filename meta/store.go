@@ -4,10 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sort"
 	"strings"
-	"sync"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -20,12 +18,7 @@ const (
 	volumePrefix     = "v/"
 	checkpointPrefix = "c/"
 
-	ballastName = "ballast"
-	// ballastSize covers a memtable, its log and a value log file, in bytes.
-	ballastSize = 32 << 20
-	// lowRoom is when the ballast is given up, in free bytes; it comes back at
-	// the next Open with eight times that.
-	lowRoom = 16 << 20
+	memTableSize = 8 << 20
 )
 
 // Options configure a Store.
@@ -44,28 +37,39 @@ type Store struct {
 	dir string // "" in memory
 	log *zap.Logger
 
-	// ballastMu guards the ballast file.
-	ballastMu sync.Mutex
+	space space
 }
 
-// Open opens the store and makes it when it is not there. ErrInUse when another
-// process has it, ErrNewerFormat when a newer program wrote it.
+// Open opens the store and makes it when it is not there. ErrInUse when it is open
+// already, in this process or another, ErrNewerFormat when a newer program
+// wrote it, ErrNoRoom when the disk is so full that it could not be opened safely.
 func Open(o Options) (*Store, error) {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
-	s := &Store{log: o.Logger}
-	bo := badger.DefaultOptions("").WithInMemory(true)
-	if !o.InMemory {
-		if err := os.MkdirAll(o.Dir, 0o700); err != nil {
-			return nil, fmt.Errorf("record store: %w", err)
-		}
-		s.dir = o.Dir
-		s.keepBallast()
-		bo = badger.DefaultOptions(o.Dir)
+	if o.InMemory {
+		o.Dir = ""
 	}
-	bo = bo.WithLogger(badgerLogger{o.Logger.Sugar()}).
-		WithMemTableSize(8 << 20).
+	s := &Store{log: o.Logger, dir: o.Dir}
+	if err := s.open(); err != nil {
+		return nil, fmt.Errorf("record store %s: %w", s.dir, err)
+	}
+	return s, nil
+}
+
+func (s *Store) open() error {
+	bo := badger.DefaultOptions("").WithInMemory(true)
+	if s.dir != "" {
+		if err := os.MkdirAll(s.dir, 0o700); err != nil {
+			return err
+		}
+		if err := s.prepareOpen(); err != nil {
+			return err
+		}
+		bo = badger.DefaultOptions(s.dir)
+	}
+	db, err := badger.Open(bo.WithLogger(badgerLogger{s.log.Sugar()}).
+		WithMemTableSize(memTableSize).
 		WithNumMemtables(2).
 		WithCompression(options.None).
 		WithBlockCacheSize(0).
@@ -73,21 +77,20 @@ func Open(o Options) (*Store, error) {
 		WithNumCompactors(2).
 		WithNumVersionsToKeep(1).
 		WithMetricsEnabled(false).
-		WithSyncWrites(false)
-	db, err := badger.Open(bo)
+		WithSyncWrites(false))
 	if err != nil {
 		// Badger has no error value for it (dir_unix.go, acquireDirectoryLock):
 		// ask for the lock ourselves.
 		if s.dir != "" && lockedByAnother(s.dir) {
-			return nil, fmt.Errorf("%s: %w", s.dir, ErrInUse)
+			err = ErrInUse
 		}
-		return nil, fmt.Errorf("record store %s: %w", s.dir, err)
+		return err
 	}
 	s.db = db
 	if err := s.checkFormat(); err != nil {
-		return nil, errors.Join(fmt.Errorf("record store %s: %w", s.dir, err), db.Close())
+		return errors.Join(err, db.Close())
 	}
-	return s, nil
+	return nil
 }
 
 // lockedByAnother tells whether Badger's directory lock (flock on the directory
@@ -118,63 +121,26 @@ func (s *Store) checkFormat() error {
 	})
 }
 
-// Close ends the store; every record is durable after it.
-func (s *Store) Close() error { return s.db.Close() }
-
-// Room returns the free bytes of the filesystem that the store is on; the
-// largest number when it is in memory.
-func (s *Store) Room() (uint64, error) {
-	if s.dir == "" {
-		return ^uint64(0), nil
+// Close ends the store; every record is durable after it. With ErrNoRoom the disk
+// is too full for Badger to end tidily: the records are durable all the same, and will be
+// read back, but the store remains in use until the process ends.
+func (s *Store) Close() error {
+	if s.db.IsClosed() {
+		return nil
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(s.dir, &st); err != nil {
-		return 0, fmt.Errorf("record store %s: %w", s.dir, err)
+	if s.dir != "" {
+		if err := s.needRoom(s.unflushed()); err != nil {
+			return fmt.Errorf("close record store %s: %w", s.dir, errors.Join(err, s.sync()))
+		}
 	}
-	return st.Bavail * uint64(st.Bsize), nil
-}
-
-// keepBallast makes the ballast when the disk has room for it.
-func (s *Store) keepBallast() {
-	room, err := s.Room()
-	path := filepath.Join(s.dir, ballastName)
-	if st, serr := os.Stat(path); serr == nil && st.Size() == ballastSize {
-		return
-	}
-	if err != nil || room < 8*lowRoom {
-		return
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err == nil {
-		err = errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, ballastSize), f.Close())
-	}
-	if err != nil {
-		s.log.Warn("no ballast beside the records", zap.Error(err))
-	}
-}
-
-// giveBallast frees the ballast when the disk runs full, before Badger writes.
-func (s *Store) giveBallast() {
-	room, err := s.Room()
-	if s.dir == "" || err != nil || room >= lowRoom {
-		return
-	}
-	s.ballastMu.Lock()
-	defer s.ballastMu.Unlock()
-	path := filepath.Join(s.dir, ballastName)
-	if st, err := os.Stat(path); err != nil || st.Size() == 0 {
-		return
-	}
-	if err := os.Truncate(path, 0); err != nil {
-		s.log.Warn("ballast beside the records not freed", zap.Error(err))
-		return
-	}
-	s.log.Warn("the disk is nearly full: ballast beside the records freed", zap.Uint64("room", room))
+	return s.db.Close()
 }
 
 // update runs fn in a transaction until it does not conflict; fn has no side effects.
 func (s *Store) update(fn func(*badger.Txn) error) error {
-	s.giveBallast()
+	if err := s.prepare(); err != nil {
+		return err
+	}
 	for {
 		if err := s.db.Update(fn); !errors.Is(err, badger.ErrConflict) {
 			return err
@@ -187,10 +153,7 @@ func (s *Store) durable(fn func(*badger.Txn) error) error {
 	if err := s.update(fn); err != nil {
 		return err
 	}
-	if s.dir == "" {
-		return nil
-	}
-	return s.db.Sync()
+	return s.sync()
 }
 
 func put(txn *badger.Txn, key string, record any) error {
@@ -201,14 +164,22 @@ func put(txn *badger.Txn, key string, record any) error {
 	return txn.Set([]byte(key), b)
 }
 
-func get(txn *badger.Txn, key string, record any) error {
+func get(txn *badger.Txn, key string, read func([]byte) error) error {
 	item, err := txn.Get([]byte(key))
 	if errors.Is(err, badger.ErrKeyNotFound) {
 		return ErrNotFound
 	} else if err != nil {
 		return err
 	}
-	return item.Value(func(b []byte) error { return decode(b, record) })
+	return item.Value(read)
+}
+
+func getVolume(txn *badger.Txn, name string, v *Volume) error {
+	return get(txn, volumePrefix+name, func(b []byte) error { return decodeVolume(b, name, v) })
+}
+
+func getCheckpoint(txn *badger.Txn, name string, c *Checkpoint) error {
+	return get(txn, checkpointPrefix+name, func(b []byte) error { return decode(b, c) })
 }
 
 func about(kind, name string, err error) error {
@@ -244,7 +215,7 @@ func (s *Store) PutVolume(v Volume) error {
 func (s *Store) UpdateVolume(name string, fn func(*Volume) error) (v Volume, err error) {
 	err = s.durable(func(txn *badger.Txn) error {
 		v = Volume{}
-		if err := get(txn, volumePrefix+name, &v); err != nil {
+		if err := getVolume(txn, name, &v); err != nil {
 			return err
 		}
 		if err := fn(&v); err != nil {
@@ -257,7 +228,7 @@ func (s *Store) UpdateVolume(name string, fn func(*Volume) error) (v Volume, err
 
 // Volume returns a volume's record, or ErrNotFound.
 func (s *Store) Volume(name string) (v Volume, err error) {
-	err = s.db.View(func(txn *badger.Txn) error { return get(txn, volumePrefix+name, &v) })
+	err = s.db.View(func(txn *badger.Txn) error { return getVolume(txn, name, &v) })
 	return v, about("volume", name, err)
 }
 
@@ -269,8 +240,9 @@ func (s *Store) Volumes() ([]Volume, error) {
 		defer it.Close()
 		for it.Rewind(); it.Valid(); it.Next() {
 			var v Volume
-			if err := it.Item().Value(func(b []byte) error { return decode(b, &v) }); err != nil {
-				return about("volume", strings.TrimPrefix(string(it.Item().Key()), volumePrefix), err)
+			name := strings.TrimPrefix(string(it.Item().Key()), volumePrefix)
+			if err := it.Item().Value(func(b []byte) error { return decodeVolume(b, name, &v) }); err != nil {
+				return about("volume", name, err)
 			}
 			all = append(all, v)
 		}
@@ -293,7 +265,7 @@ func (s *Store) DeleteVolume(name string) error {
 
 // Checkpoint returns a volume's checkpoint, or ErrNotFound.
 func (s *Store) Checkpoint(name string) (c Checkpoint, err error) {
-	err = s.db.View(func(txn *badger.Txn) error { return get(txn, checkpointPrefix+name, &c) })
+	err = s.db.View(func(txn *badger.Txn) error { return getCheckpoint(txn, name, &c) })
 	return c, about("checkpoint of volume", name, err)
 }
 
@@ -313,7 +285,7 @@ func (s *Store) PutCheckpoint(name string, c Checkpoint, durable bool) error {
 func (s *Store) SetDirty(name, bootID string) error {
 	return about("checkpoint of volume", name, s.durable(func(txn *badger.Txn) error {
 		var c Checkpoint
-		if err := get(txn, checkpointPrefix+name, &c); err != nil && !errors.Is(err, ErrNotFound) {
+		if err := getCheckpoint(txn, name, &c); err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
 		c.Dirty, c.BootID = true, bootID
