@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -107,7 +108,10 @@ func (f *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) f
 // Statx answers statx(2) when more than stat's fields is asked (the birth time).
 func (f *FS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
 	if in.NodeId == rootIno {
-		return fuse.Status(unix.EOPNOTSUPP)
+		stx := statxOf(f.rootStat())
+		out.FromStatx(&stx)
+		out.SetTimeout(time.Second)
+		return fuse.OK
 	}
 	n := f.nodes.get(in.NodeId)
 	if n == nil {
@@ -118,7 +122,11 @@ func (f *FS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse
 		return unix.Statx(fd, "", unix.AT_EMPTY_PATH, int(in.SxMask), &stx)
 	})
 	if err != nil {
-		return toStatus(err)
+		st, err := f.visible(n, unix.Stat_t{}, err)
+		if err != nil {
+			return toStatus(err)
+		}
+		stx = statxOf(st)
 	}
 	if n.nameless.Load() {
 		stx.Nlink = 0
@@ -126,6 +134,20 @@ func (f *FS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse
 	out.FromStatx(&stx)
 	out.SetTimeout(cacheTimeout)
 	return fuse.OK
+}
+
+// statxOf puts stat's fields into statx's; it does not know the birth time.
+func statxOf(st unix.Stat_t) unix.Statx_t {
+	stamp := func(t unix.Timespec) unix.StatxTimestamp {
+		return unix.StatxTimestamp{Sec: t.Sec, Nsec: uint32(t.Nsec)}
+	}
+	return unix.Statx_t{
+		Mask: unix.STATX_BASIC_STATS, Blksize: uint32(st.Blksize), Nlink: uint32(st.Nlink),
+		Uid: st.Uid, Gid: st.Gid, Mode: uint16(st.Mode), Ino: st.Ino,
+		Size: uint64(st.Size), Blocks: uint64(st.Blocks),
+		Atime: stamp(st.Atim), Mtime: stamp(st.Mtim), Ctime: stamp(st.Ctim),
+		Rdev_major: unix.Major(st.Rdev), Rdev_minor: unix.Minor(st.Rdev),
+	}
 }
 
 // SetAttr serves chmod, chown, truncate and utimensat. The kernel has checked
@@ -148,7 +170,7 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 			return toStatus(err)
 		}
 	}
-	err := f.withFD(n, func(fd int) error { return setAttr(fd, n, in) })
+	err := f.withFD(n, func(fd int) error { return f.setAttr(fd, n, in) })
 	if err != nil {
 		return toStatus(err)
 	}
@@ -163,13 +185,18 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 
 // setAttr sets owner, then mode (chown clears set-id bits, a mode given with
 // it is final), then times.
-func setAttr(fd int, n *node, in *fuse.SetAttrIn) error {
+func (f *FS) setAttr(fd int, n *node, in *fuse.SetAttrIn) error {
 	uid, hasUID := in.GetUID()
 	gid, hasGID := in.GetGID()
 	if hasUID || hasGID {
 		// Also clears set-id bits and capabilities, as FUSE_HANDLE_KILLPRIV_V2
-		// wants of us.
-		if err := unix.Fchownat(fd, "", int(int32(uid)), int(int32(gid)), unix.AT_EMPTY_PATH); err != nil {
+		// wants of us. The capabilities' block of attributes may go with them.
+		n.mu.Lock()
+		err := f.changeHiddenLocked(n, fd, func() error {
+			return unix.Fchownat(fd, "", int(int32(uid)), int(int32(gid)), unix.AT_EMPTY_PATH)
+		})
+		n.mu.Unlock()
+		if err != nil {
 			return err
 		}
 	}
@@ -211,6 +238,9 @@ func (f *FS) setSize(n *node, in *fuse.SetAttrIn, size uint64) error {
 		}
 		n.mu.Lock()
 		defer n.mu.Unlock()
+		if n.lostLocked() {
+			return unix.ESTALE
+		}
 		return f.truncateLocked(n, fd, size)
 	}
 	if fh, ok := in.GetFh(); ok {
@@ -244,7 +274,7 @@ func (f *FS) truncateLocked(n *node, fd int, size uint64) error {
 	if grows && n.dense && !f.small(n.size) {
 		// Only a hole is added: nothing is mapped, nothing is charged.
 		if err := truncate(); err != nil {
-			return err
+			return errors.Join(err, f.recountLocked(n, fd, 0))
 		}
 		n.dense = f.roundUp(size) == f.roundUp(n.size)
 		n.size = size
@@ -252,7 +282,7 @@ func (f *FS) truncateLocked(n *node, fd int, size uint64) error {
 	}
 	if !grows && n.dense && !f.small(size) {
 		if err := truncate(); err != nil {
-			return err
+			return errors.Join(err, f.recountLocked(n, fd, 0))
 		}
 		freed := f.roundUp(n.size) - f.roundUp(size)
 		n.size = size
@@ -266,9 +296,25 @@ func (f *FS) truncateLocked(n *node, fd int, size uint64) error {
 			return err
 		}
 	}
+	cut := truncate
+	if grows {
+		tail, err := f.tailLocked(n, fd)
+		if err != nil {
+			return err
+		}
+		hidden += tail
+	} else if hole, err := f.holeAtLocked(n, fd, size); err != nil {
+		return err
+	} else if hole {
+		// By way of the block's start nothing is mapped, so that a cut does not
+		// need room.
+		cut = func() error {
+			return errors.Join(unix.Ftruncate(fd, int64(f.roundDown(size))), truncate())
+		}
+	}
 	hadPrealloc := n.prealloc > 0
 	return f.changeLocked(n, fd, hidden, func() error {
-		if err := truncate(); err != nil {
+		if err := cut(); err != nil {
 			return err
 		}
 		if hadPrealloc && !grows {

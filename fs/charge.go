@@ -2,6 +2,7 @@ package fs
 
 import (
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -21,22 +22,31 @@ func (f *FS) measure(fd int) (st unix.Stat_t, charge, prealloc uint64, err error
 	if err = unix.Fstat(fd, &st); err != nil {
 		return
 	}
-	if st.Mode&unix.S_IFMT == unix.S_IFREG && uint64(st.Blocks)*512 > f.roundUp(uint64(st.Size)) {
+	if f.rule.NeedsMap(&st) {
+		// Also where st_blocks is below the size: a sparse file may have more
+		// beyond its end than inside it.
 		if prealloc, err = quota.ReadPrealloc(fd); err != nil {
 			return
 		}
 	}
-	charge, err = f.rule.Charge(&st, func() (int, func(), error) {
-		r, err := openat(unix.AT_FDCWD, procPath(fd), unix.O_RDONLY, 0)
-		return r, func() { syscall.Close(r) }, err
-	}, prealloc)
+	charge, err = f.rule.Charge(&st, func() (int, func(), error) { return reopen(fd) }, prealloc)
 	return
 }
 
-// loadLocked makes the node's charge known.
+// reopen opens the regular file behind fd, which may be O_PATH, for reading.
+func reopen(fd int) (int, func(), error) {
+	r, err := openat(unix.AT_FDCWD, procPath(fd), unix.O_RDONLY, 0)
+	return r, func() { syscall.Close(r) }, err
+}
+
+// loadLocked makes the node's charge known, and settles what an earlier
+// recount could not find out.
 func (f *FS) loadLocked(n *node, fd int) error {
-	if n.charged {
+	switch {
+	case n.charged:
 		return nil
+	case n.unsure:
+		return f.recountLocked(n, fd, 0)
 	}
 	return f.reloadLocked(n, fd)
 }
@@ -47,9 +57,32 @@ func (f *FS) reloadLocked(n *node, fd int) error {
 	if err != nil {
 		return err
 	}
+	data := charge - min(charge, linkCharge(uint64(st.Nlink)))
+	dense := n.isRegular() && prealloc == 0 && data == f.roundUp(uint64(st.Size))
+	if dense && data > 0 && !f.rule.NeedsMap(&st) {
+		// Perhaps by blocks that st_blocks counts and the file does not hold,
+		// or holds beyond its end.
+		if dense, err = f.allMapped(fd, uint64(st.Size)); err != nil {
+			return err
+		}
+		if prealloc, err = quota.ReadPrealloc(fd); err != nil {
+			return err
+		}
+		dense = dense && prealloc == 0
+	}
 	n.size, n.prealloc, n.charge, n.charged = uint64(st.Size), prealloc, charge, true
-	n.dense = n.isRegular() && prealloc == 0 && charge == f.roundUp(n.size)+linkCharge(uint64(st.Nlink))
+	n.unsure, n.dense = false, dense
 	return nil
+}
+
+func (f *FS) allMapped(fd int, size uint64) (bool, error) {
+	r, done, err := reopen(fd)
+	if err != nil {
+		return false, err
+	}
+	defer done()
+	gaps, err := f.rule.Unmapped(r, 0, size)
+	return len(gaps) == 0, err
 }
 
 func linkCharge(nlink uint64) uint64 {
@@ -66,7 +99,7 @@ func (f *FS) recountLocked(n *node, fd int, reserved uint64) error {
 	if err := f.reloadLocked(n, fd); err != nil {
 		// What the disk holds is unknown: count all that was reserved as
 		// used, so that the ledger errs to the safe side until it is known.
-		n.charge, n.charged, n.dense = before+reserved, false, false
+		n.charge, n.charged, n.dense, n.unsure = before+reserved, false, false, true
 		n.vol.ledger.Settle(quota.Usage{Bytes: reserved}, quota.Delta{Bytes: int64(reserved)})
 		return err
 	}
@@ -153,10 +186,32 @@ func (f *FS) dropSpeculationLocked(n *node, fd int, to uint64) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
-	if uint64(st.Blocks)*512 <= n.charge-min(n.charge, linkCharge(uint64(st.Nlink))) {
+	// In blocks smaller than the rule's, st_blocks can be below the charge
+	// though some of them are beyond the end.
+	if !f.smallBlocks && uint64(st.Blocks)*512 <= n.charge-min(n.charge, linkCharge(uint64(st.Nlink))) {
 		return nil
 	}
 	return fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, end, to-end)
+}
+
+// holeAtLocked tells whether [roundDown(at), at) is part of a block that is not
+// mapped. btrfs maps such a block, to put zeros into it, where a file begins to
+// end there or no longer ends there, or a hole is punched from there.
+func (f *FS) holeAtLocked(n *node, fd int, at uint64) (bool, error) {
+	if !f.isBtrfs || n.dense || at%f.rule.Block == 0 || at > n.size {
+		return false, nil
+	}
+	ranges, err := f.rule.Unmapped(fd, at, at+1)
+	return len(ranges) > 0, err
+}
+
+// tailLocked returns what growth from its present end can cost a file there.
+func (f *FS) tailLocked(n *node, fd int) (uint64, error) {
+	hole, err := f.holeAtLocked(n, fd, n.size)
+	if !hole {
+		return 0, err
+	}
+	return f.rule.Block, nil
 }
 
 func fallocate(fd int, mode uint32, off, length uint64) error {
@@ -178,7 +233,13 @@ func (f *FS) growLocked(n *node, fd int, off, length uint64, partial bool, do fu
 	}
 	end := off + length
 	if n.dense && end <= n.size {
-		return do(length)
+		done, err := do(length)
+		if err != nil { // a failed ZERO_RANGE may have left a hole
+			if rerr := f.recountLocked(n, fd, 0); err == nil {
+				err = rerr
+			}
+		}
+		return done, err
 	}
 	if err := f.dropSpeculationLocked(n, fd, off); err != nil {
 		return 0, err
@@ -187,21 +248,31 @@ func (f *FS) growLocked(n *node, fd int, off, length uint64, partial bool, do fu
 	if err != nil {
 		return 0, err
 	}
-	// A small file with a gap may show a hidden block (see hiddenLocked): it
-	// is reserved beside the data.
-	var hidden uint64
-	if gap := !n.dense || f.roundDown(off) > f.chargedEndLocked(n); gap && f.small(n.size) && f.small(end) {
-		if hidden, err = f.hiddenLocked(n, fd, max(end, n.size)); err != nil {
-			return 0, err
-		}
-		if err := n.vol.ledger.Reserve(quota.Usage{Bytes: hidden}); err != nil {
+	need := total(ranges)
+	var tail uint64
+	if end > n.size && f.roundDown(off) > n.size {
+		if tail, err = f.tailLocked(n, fd); err != nil {
 			return 0, err
 		}
 	}
-	need := total(ranges)
+	// A small file with a gap may show a hidden block (see hiddenLocked), unless
+	// neither its blocks nor its size change: it is reserved beside the data.
+	var hidden uint64
+	changes := need > 0 || f.roundUp(end) > f.roundUp(n.size)
+	if gap := !n.dense || f.roundDown(off) > f.chargedEndLocked(n); gap && changes && f.small(n.size) && (partial || f.small(end)) {
+		// Of a longer range, only what leaves the file small may fit.
+		if hidden, err = f.hiddenLocked(n, fd, min(max(end, n.size), 4*f.rule.Block)); err != nil {
+			return 0, err
+		}
+	}
+	if hidden += tail; hidden > 0 {
+		if err := f.reserve(n.vol, quota.Usage{Bytes: hidden}); err != nil {
+			return 0, err
+		}
+	}
 	ledger := n.vol.ledger
 	reserved := need
-	if err := ledger.Reserve(quota.Usage{Bytes: need}); err != nil {
+	if err := f.reserve(n.vol, quota.Usage{Bytes: need}); err != nil {
 		if !partial {
 			ledger.Settle(quota.Usage{Bytes: hidden}, quota.Delta{})
 			return 0, err
@@ -212,16 +283,21 @@ func (f *FS) growLocked(n *node, fd int, off, length uint64, partial bool, do fu
 			return 0, err
 		}
 	}
-	oldSize, oldEnd := n.size, f.chargedEndLocked(n)
+	oldEnd := f.chargedEndLocked(n)
+	staysDense := n.dense && f.roundDown(off) <= oldEnd
+	// ext4 that runs out of blocks half way frees what is preallocated beyond the
+	// end, and then goes on with that (ext4_truncate_failed_write).
+	mayLose := n.prealloc > n.size && end > n.size
 	done, err := do(end - off)
-	if err != nil || done != end-off || f.small(oldSize) {
+	// Of a small file that is not dense, st_blocks may be the charge.
+	if err != nil || done != end-off || f.small(n.size) && !staysDense || tail > 0 || mayLose {
 		if rerr := f.recountLocked(n, fd, reserved+hidden); err == nil {
 			err = rerr
 		}
 		return done, err
 	}
 	n.size = max(n.size, end)
-	n.dense = n.dense && f.roundDown(off) <= oldEnd
+	n.dense = staysDense
 	// What was shortened was shortened to use all that was granted.
 	n.settleLocked(reserved, int64(reserved))
 	return done, nil
@@ -233,7 +309,7 @@ func (f *FS) changeLocked(n *node, fd int, worst uint64, do func() error) error 
 	if err := f.loadLocked(n, fd); err != nil {
 		return err
 	}
-	if err := n.vol.ledger.Reserve(quota.Usage{Bytes: worst}); err != nil {
+	if err := f.reserve(n.vol, quota.Usage{Bytes: worst}); err != nil {
 		return err
 	}
 	err := do()
@@ -241,4 +317,59 @@ func (f *FS) changeLocked(n *node, fd int, worst uint64, do func() error) error 
 		err = rerr
 	}
 	return err
+}
+
+// changeHiddenLocked performs a change of a block that st_blocks counts and the
+// file does not hold, such as one of attributes. It moves the charge of small
+// files and symbolic links only, which is read back.
+func (f *FS) changeHiddenLocked(n *node, fd int, do func() error) error {
+	if n.lostLocked() {
+		return unix.ESTALE
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if n.isDir() || n.isRegular() && !f.small(uint64(st.Size)) {
+		return do()
+	}
+	if err := f.loadLocked(n, fd); err != nil {
+		return err
+	}
+	size, data := f.roundUp(n.size), n.charge-min(n.charge, linkCharge(uint64(st.Nlink)))
+	return f.changeLocked(n, fd, size-min(size, data), do)
+}
+
+// The ioctls and the struct of include/uapi/linux/fs.h, "file attributes".
+const (
+	fsIocFsgetxattr   = 0x801c581f // _IOR('X', 31, struct fsxattr)
+	fsIocFssetxattr   = 0x401c5820 // _IOW('X', 32, struct fsxattr)
+	fsXflagCowextsize = 0x00010000
+)
+
+type fsxattr struct {
+	xflags, extsize, nextents, projid, cowextsize uint32
+	_                                             [8]byte
+}
+
+// noCowAhead makes xfs copy on write exactly the shared blocks of the file behind fd
+// that are written. By default it takes 32 around each, holes among them, and
+// then keeps data that is written into such a hole where FIEMAP does not show
+// it until write-back: the charge would move by itself. It is an optimisation's
+// hint, so a failure is of no matter where no blocks can be shared.
+func noCowAhead(fd int) {
+	var st unix.Statfs_t
+	if unix.Fstatfs(fd, &st) != nil {
+		return
+	}
+	var x fsxattr
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fsIocFsgetxattr, uintptr(unsafe.Pointer(&x))); errno != 0 {
+		return
+	}
+	if x.xflags&fsXflagCowextsize != 0 && x.cowextsize == uint32(st.Bsize) {
+		return
+	}
+	x.xflags |= fsXflagCowextsize
+	x.cowextsize = uint32(st.Bsize)
+	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fsIocFssetxattr, uintptr(unsafe.Pointer(&x)))
 }

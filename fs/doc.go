@@ -8,7 +8,8 @@
 // by its file handle (name_to_handle_at(2)), never by a path. A handle is one
 // open file or directory. Node 1 is a directory that exists only here: it lists
 // the volumes. An orphan is a file that has lost its last name while it is open;
-// it lives on under its node id in the volume's orphans directory.
+// it lives on under its node id in the volume's orphans directory. A grave is the
+// descriptor that keeps a replaced file for those who are about to open it.
 //
 // # How an operation reaches the disk
 //
@@ -36,7 +37,10 @@
 // In this order: volume.gate (shared by changes, exclusive in Quiesce and
 // RemoveVolume), file.mu (shared by operations, exclusive in Release), node.mu
 // (at most one node's at a time), then the leaf locks nodeTable.mu,
-// dirCache.mu and volume.dirtyMu. node.mu is held across backing I/O on
+// dirCache.mu, volume.dirtyMu, floatMu and graveMu. volume.emptying comes after
+// node.mu; who holds it only tries further node.mu. FORGET only tries the gate,
+// opens and RELEASE take node.mu without it, and a last close of a nameless inode
+// takes the gate first. node.mu is held across backing I/O on
 // purpose: an inode's data and its charge change as one.
 //
 // # After a crash

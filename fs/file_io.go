@@ -29,7 +29,9 @@ func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResu
 }
 
 // Write serves write(2) and the write-back of shared mappings. At the limit it
-// writes what fits; ENOSPC when nothing does.
+// writes what fits; ENOSPC when nothing does, and at write-back when not all
+// does: there the kernel looks at the error only (fs/fuse/file.c,
+// fuse_writepage_end), and what is not reported is lost in silence.
 func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 	var written uint64
 	err := f.change(in.Fh, func(n *node, h *file) (err error) {
@@ -43,7 +45,11 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 		})
 		return err
 	})
-	if written > 0 {
+	writeBack := in.WriteFlags&fuse.WRITE_CACHE != 0
+	switch {
+	case writeBack && err == nil && written < uint64(len(data)):
+		return 0, fuse.Status(unix.ENOSPC)
+	case written > 0 && (!writeBack || err == nil):
 		return uint32(written), fuse.OK
 	}
 	return 0, toStatus(err)
@@ -136,7 +142,22 @@ func (f *FS) punchLocked(n *node, fd int, mode uint32, off, length uint64) error
 	if err := f.loadLocked(n, fd); err != nil {
 		return err
 	}
-	err := fallocate(fd, mode, off, length)
+	// Without the blocks at either end that are holes already (see holeAtLocked).
+	end := off + length
+	if hole, err := f.holeAtLocked(n, fd, off); err != nil {
+		return err
+	} else if hole {
+		off = min(f.roundUp(off), end)
+	}
+	if hole, err := f.holeAtLocked(n, fd, end); err != nil {
+		return err
+	} else if hole {
+		end = max(f.roundDown(end), off)
+	}
+	if off == end {
+		return nil
+	}
+	err := fallocate(fd, mode, off, end-off)
 	if rerr := f.recountLocked(n, fd, 0); err == nil {
 		err = rerr
 	}
@@ -147,41 +168,52 @@ func (f *FS) punchLocked(n *node, fd int, mode uint32, off, length uint64) error
 // filesystem can, else a copy in its kernel. The target is charged for every
 // block that it has afterwards, shared or not.
 func (f *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
-	src, err := f.useHandle(in.FhIn)
+	src, err := f.handles.get(in.FhIn)
 	if err != nil {
 		return 0, toStatus(err)
 	}
-	defer src.done()
-	var st unix.Stat_t
-	if err := unix.Fstat(src.fd, &st); err != nil {
-		return 0, toStatus(err)
-	}
-	if in.OffIn >= uint64(st.Size) {
-		return 0, fuse.OK
-	}
-	length := min(in.Len, uint64(st.Size)-in.OffIn, maxCopy)
 	var copied uint64
-	err = f.change(in.FhOut, func(n *node, dst *file) (err error) {
-		if in.Uid != 0 {
-			if err := dropSetID(dst.fd); err != nil {
+	err = f.change(in.FhOut, func(n *node, dst *file) error {
+		if src != dst { // whose descriptor is pinned already
+			if err := src.use(); err != nil {
 				return err
 			}
+			defer src.done()
 		}
-		if err := f.loadLocked(n, dst.fd); err != nil {
-			return err
-		}
-		n.dense = false // a reflink brings the source's holes along
-		_, err = f.growLocked(n, dst.fd, in.OffOut, length, true, func(length uint64) (uint64, error) {
-			copied, err = copyRange(src.fd, dst.fd, in.OffIn, in.OffOut, length)
-			// Never "all of it", so that the charge is read back.
-			return math.MaxUint64, err
-		})
+		copied, err = f.copyLocked(n, src, dst, in)
 		return err
 	})
 	if copied > 0 {
 		return uint32(copied), fuse.OK
 	}
 	return 0, toStatus(err)
+}
+
+func (f *FS) copyLocked(n *node, src, dst *file, in *fuse.CopyFileRangeIn) (copied uint64, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(src.fd, &st); err != nil || in.OffIn >= uint64(st.Size) {
+		return 0, err
+	}
+	length := min(in.Len, uint64(st.Size)-in.OffIn, maxCopy)
+	if in.Uid != 0 {
+		if err := dropSetID(dst.fd); err != nil {
+			return 0, err
+		}
+	}
+	if err := f.loadLocked(n, dst.fd); err != nil {
+		return 0, err
+	}
+	if f.isXFS {
+		noCowAhead(src.fd)
+		noCowAhead(dst.fd)
+	}
+	n.dense = false // a reflink brings the source's holes along
+	_, err = f.growLocked(n, dst.fd, in.OffOut, length, true, func(length uint64) (uint64, error) {
+		copied, err = copyRange(src.fd, dst.fd, in.OffIn, in.OffOut, length)
+		// Never "all of it", so that the charge is read back.
+		return math.MaxUint64, err
+	})
+	return copied, err
 }
 
 func copyRange(src, dst int, offIn, offOut, length uint64) (uint64, error) {

@@ -56,8 +56,14 @@ func (f *FS) open(n *node, flags uint32) (uint64, error) {
 	if !n.isRegular() {
 		return 0, unix.EINVAL
 	}
+	if err := f.handleRoom(n.vol); err != nil {
+		return 0, err
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.lostLocked() {
+		return 0, unix.ESTALE
+	}
 	fd, err := f.openNode(n, openFlags(flags))
 	if err != nil {
 		return 0, err
@@ -68,7 +74,13 @@ func (f *FS) open(n *node, flags uint32) (uint64, error) {
 
 // Create serves open(2) with O_CREAT for a name that is not there.
 func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	if err := checkName(name); err != nil {
+		return toStatus(err)
+	}
 	err := f.make(in.NodeId, name, 0, func(d *dirFD) (fd int, err error) {
+		if err := f.handleRoom(d.node.vol); err != nil {
+			return -1, err
+		}
 		err = asCaller(&in.Caller, in.Umask, func() error {
 			fd, err = openat(d.fd, name, openFlags(in.Flags)|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, in.Mode&0o7777)
 			return err
@@ -82,23 +94,11 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		fileOpenOut(&out.OpenOut, f.addHandle(n, fd, in.Flags))
 	})
 	if errors.Is(err, unix.EEXIST) && in.Flags&unix.O_EXCL == 0 {
-		return f.openExisting(in, name, out)
+		// The kernel took the name for absent, so it has not checked whether
+		// the caller may open what is there. ESTALE makes it look again.
+		return fuse.Status(unix.ESTALE)
 	}
 	return toStatus(err)
-}
-
-// openExisting opens a name that turned out to be there.
-func (f *FS) openExisting(in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
-	if status := f.Lookup(nil, &in.InHeader, name, &out.EntryOut); status != fuse.OK {
-		return status
-	}
-	fh, err := f.open(f.nodes.get(out.NodeId), in.Flags)
-	if err != nil {
-		f.nodes.forget(out.NodeId, 1)
-		return toStatus(err)
-	}
-	fileOpenOut(&out.OpenOut, fh)
-	return fuse.OK
 }
 
 // Tmpfile serves open(2) with O_TMPFILE. The file gets a name in the orphans
@@ -107,6 +107,9 @@ func (f *FS) openExisting(in *fuse.CreateIn, name string, out *fuse.CreateOut) f
 func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	var orphan string
 	err := f.make(in.NodeId, "", 0, func(d *dirFD) (fd int, err error) {
+		if err := f.handleRoom(d.node.vol); err != nil {
+			return -1, err
+		}
 		err = asCaller(&in.Caller, in.Umask, func() error {
 			fd, err = openat(d.fd, ".", openFlags(in.Flags)&^unix.O_ACCMODE|unix.O_RDWR|unix.O_TMPFILE, in.Mode&0o7777)
 			return err
@@ -175,6 +178,12 @@ func (f *FS) release(fh uint64) {
 	if n.opens--; n.opens > 0 || err != nil {
 		return // opened again; or the volume was removed, its trees go as a whole
 	}
+	if n.grave >= 0 {
+		if !f.nodes.knows(n) {
+			f.emptyGraveLocked(n)
+		}
+		return
+	}
 	if err := f.reapLocked(n); err != nil {
 		f.log.Sugar().Errorw("reap orphan", "volume", n.vol.id, "orphan", n.orphan, "error", err)
 	}
@@ -185,7 +194,7 @@ func (f *FS) release(fh uint64) {
 func (f *FS) lastOfNameless(n *node) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.opens == 1 && (n.orphan != "" || n.held != (quota.Usage{})) {
+	if n.opens == 1 && (n.orphan != "" || n.grave >= 0 || n.held != (quota.Usage{})) {
 		return true
 	}
 	n.opens--
@@ -194,29 +203,33 @@ func (f *FS) lastOfNameless(n *node) bool {
 
 // reapLocked frees what the last close of a nameless inode frees, then credits it.
 func (f *FS) reapLocked(n *node) error {
+	if n.orphan != "" {
+		return f.removeOrphanLocked(n)
+	}
 	held := n.held
 	n.held = quota.Usage{}
-	if n.orphan != "" {
-		fd, err := f.openNode(n, unix.O_PATH)
-		if err != nil {
-			return err
-		}
-		defer syscall.Close(fd)
-		if err := f.loadLocked(n, fd); err != nil {
-			return err
-		}
-		if err := unix.Unlinkat(int(n.vol.orphans.Fd()), n.orphan, 0); err != nil {
-			return err
-		}
-		var st unix.Stat_t
-		if err := unix.Fstat(fd, &st); err != nil {
-			return err
-		}
-		n.setGoneLocked(&st)
-		held = quota.Usage{Bytes: n.charge, Inodes: 1}
-	} else {
-		n.vol.float(held, -1)
-	}
+	n.vol.float(held, -1)
 	n.vol.ledger.Settle(quota.Usage{}, quota.Delta{Bytes: -int64(held.Bytes), Inodes: -int64(held.Inodes)})
+	return nil
+}
+
+// removeOrphanLocked frees an orphan that nobody has open any more, and credits
+// it once no descriptor keeps its blocks. One that was replaced is buried.
+func (f *FS) removeOrphanLocked(n *node) error {
+	fd, err := f.openNode(n, unix.O_PATH)
+	if err != nil {
+		return err
+	}
+	w := &victim{n: n, fd: fd}
+	defer w.close()
+	if err := f.loadVictimLocked(w); err != nil {
+		return err
+	}
+	if err := unix.Unlinkat(int(n.vol.orphans.Fd()), n.orphan, 0); err != nil {
+		return err
+	}
+	if !n.replaced || !f.buryLocked(w) {
+		f.removedLocked(w)
+	}
 	return nil
 }

@@ -39,6 +39,10 @@ type Options struct {
 	PoolDir *os.File
 	// Rule is the pool's charge rule.
 	Rule quota.Rule
+	// Waits, when set, is called on a serving thread that is about to wait for
+	// a recount or for Quiesce, and what it returns when the wait is over: the
+	// transport can serve others by another thread meanwhile. Default: nothing.
+	Waits func() (over func())
 	// Logger receives what an operation cannot tell its caller. Default: none.
 	Logger *zap.Logger
 }
@@ -57,10 +61,15 @@ type Notifier interface {
 type FS struct {
 	fuse.RawFileSystem // answers what we do not serve; see api_check.go
 
-	pool  *os.File
-	rule  quota.Rule
-	log   *zap.Logger
-	isXFS bool
+	pool    *os.File
+	rule    quota.Rule
+	log     *zap.Logger
+	isXFS   bool
+	isBtrfs bool
+	// smallBlocks tells that the backing filesystem's blocks are smaller than the rule's.
+	smallBlocks bool
+	waits       func() (over func())
+	maxOpen     int64 // open files a volume
 
 	nodes   nodeTable
 	dirs    dirCache
@@ -81,6 +90,9 @@ func New(o Options) (*FS, error) {
 	if o.Rule.Block == 0 {
 		return nil, errors.New("fs: Options.Rule.Block is zero")
 	}
+	if o.Waits == nil {
+		o.Waits = func() func() { return func() {} }
+	}
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
@@ -94,6 +106,10 @@ func New(o Options) (*FS, error) {
 		rule:          o.Rule,
 		log:           o.Logger,
 		isXFS:         st.Type == unix.XFS_SUPER_MAGIC,
+		isBtrfs:       st.Type == unix.BTRFS_SUPER_MAGIC,
+		smallBlocks:   uint64(st.Bsize) < o.Rule.Block,
+		waits:         o.Waits,
+		maxOpen:       openShare(),
 		volumes:       make(map[string]*volume),
 	}
 	f.nodes.init()
@@ -116,6 +132,7 @@ func (f *FS) Close() error {
 	var errs []error
 	for id, v := range f.volumes {
 		v.removed.Store(true)
+		f.closeGraves(v)
 		errs = append(errs, v.close())
 		delete(f.volumes, id)
 	}

@@ -20,6 +20,9 @@ type mounted struct {
 	dir    string // the volume in the mount
 	tree   string // the same on the backing filesystem
 	ledger *quota.Ledger
+
+	rule    quota.Rule
+	orphans string
 }
 
 // mount serves one volume and checks at the end of the test that the ledger
@@ -49,6 +52,7 @@ func mount(t *testing.T, limit quota.Usage) *mounted {
 	if err != nil {
 		t.Fatal(err)
 	}
+	m.rule, m.orphans = rule, orphans
 	if m.fs, err = fs.New(fs.Options{PoolDir: open(pool), Rule: rule}); err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +70,7 @@ func mount(t *testing.T, limit quota.Usage) *mounted {
 		t.Error(err)
 	}
 	t.Cleanup(func() {
-		m.check(t, rule, orphans)
+		m.check(t)
 		if err := conn.Unmount(false); err != nil {
 			t.Errorf("unmount: %v", err)
 			_ = conn.Unmount(true)
@@ -83,16 +87,16 @@ func mount(t *testing.T, limit quota.Usage) *mounted {
 }
 
 // check recounts the disk against the ledger.
-func (m *mounted) check(t *testing.T, rule quota.Rule, orphans string) {
+func (m *mounted) check(t *testing.T) {
 	t.Helper()
 	err := m.fs.Quiesce("v", func(disk quota.Usage) error {
-		for _, path := range []string{m.tree, orphans} {
+		for _, path := range []string{m.tree, m.orphans} {
 			dir, err := os.Open(path)
 			if err != nil {
 				return err
 			}
 			defer dir.Close()
-			found, err := quota.Scan(context.Background(), dir, quota.ScanOptions{Rule: rule})
+			found, err := quota.Scan(context.Background(), dir, quota.ScanOptions{Rule: m.rule})
 			if err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"math"
 	"sync"
 	"syscall"
 
@@ -88,6 +89,39 @@ func (t *handleTable) drain() []*file {
 		delete(t.open, fh)
 	}
 	return all
+}
+
+// nodesOf lists the nodes of a volume's open files.
+func (t *handleTable) nodesOf(v *volume) []*node {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var nodes []*node
+	for _, h := range t.open {
+		if h.node.vol == v {
+			nodes = append(nodes, h.node)
+		}
+	}
+	return nodes
+}
+
+// handleRoom is asked before a file of the volume is opened. Each open file is a
+// descriptor of the daemon: one tenant shall not take those that operations in
+// other volumes need. ENFILE when the volume has its share.
+func (f *FS) handleRoom(v *volume) error {
+	if v.openings.Load() >= f.maxOpen {
+		return unix.ENFILE
+	}
+	return nil
+}
+
+// openShare is how many files one volume may have open: half of the
+// descriptors that the process may have.
+func openShare() int64 {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return math.MaxInt64
+	}
+	return int64(min(limit.Cur, math.MaxInt64) / 2)
 }
 
 // useHandle finds and pins an open file.

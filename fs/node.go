@@ -45,6 +45,8 @@ type node struct {
 	// orphan is the name in the volume's orphans directory; empty when the
 	// inode has its names in the tree.
 	orphan string
+	// replaced tells that the orphan's name was taken by rename: its last close buries it.
+	replaced bool
 	// exclusive marks a file made with O_TMPFILE|O_EXCL: it may not be linked.
 	exclusive bool
 	// gone holds the last attributes once the last name went and no orphan was kept.
@@ -52,14 +54,26 @@ type node struct {
 	// held is what a removed but open directory is charged until the last close.
 	held quota.Usage
 
+	// grave is a descriptor (O_PATH) that keeps a replaced inode until the
+	// kernel forgets it, so that who was on the way to open it still can; its
+	// charge stays in the ledger. -1 when there is none. See grave.go.
+	grave int
+
 	// charged tells that the next four are known.
 	charged bool
+	// unsure tells that the ledger holds charge and the disk may hold less: a
+	// recount has failed. charged is false then.
+	unsure bool
 	// INVARIANT: charge is what the ledger holds for this inode, in bytes.
 	charge   uint64
 	size     uint64
 	prealloc uint64
 	// dense tells that exactly the blocks of [0, size) are mapped and charged.
 	dense bool
+}
+
+func newNode(id uint64, v *volume, key handleKey, mode uint32) *node {
+	return &node{id: id, vol: v, key: key, typ: mode & unix.S_IFMT, grave: -1}
 }
 
 func (n *node) isDir() bool     { return n.typ == unix.S_IFDIR }
@@ -91,10 +105,30 @@ func (t *nodeTable) get(id uint64) *node {
 func (t *nodeTable) find(v *volume, key handleKey, mode uint32) *node {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	if n := t.byKey[key]; n != nil {
+	if n := t.byKey[key]; n != nil && n.vol == v {
 		return n
 	}
-	return &node{vol: v, key: key, typ: mode & unix.S_IFMT}
+	return newNode(0, v, key, mode)
+}
+
+// knows tells whether the kernel holds the node.
+func (t *nodeTable) knows(n *node) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return n.lookups > 0
+}
+
+// of lists the nodes of a volume.
+func (t *nodeTable) of(v *volume) []*node {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var nodes []*node
+	for _, n := range t.byID {
+		if n.vol == v {
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes
 }
 
 // lookup returns the node of a backing inode and counts one lookup of the
@@ -127,7 +161,7 @@ func (t *nodeTable) getOrAddLocked(v *volume, key handleKey, mode uint32, made f
 	// A node left over from a volume that was removed gives way.
 	if n == nil || n.vol != v {
 		t.next++
-		n = &node{id: t.next, vol: v, key: key, typ: mode & unix.S_IFMT}
+		n = newNode(t.next, v, key, mode)
 		if made != nil {
 			made(n)
 		}
@@ -137,30 +171,51 @@ func (t *nodeTable) getOrAddLocked(v *volume, key handleKey, mode uint32, made f
 	return n
 }
 
-// forget takes back lookups; at zero the node leaves the table.
-func (t *nodeTable) forget(id, lookups uint64) {
+// forget takes back lookups; at zero the node leaves the table and is returned.
+func (t *nodeTable) forget(id, lookups uint64) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := t.byID[id]
 	if n == nil {
-		return
+		return nil
 	}
 	n.lookups -= min(lookups, n.lookups)
-	t.dropLocked(n)
+	if !t.dropLocked(n) {
+		return nil
+	}
+	return n
 }
 
-func (t *nodeTable) dropLocked(n *node) {
+func (t *nodeTable) dropLocked(n *node) (dropped bool) {
 	if n.lookups > 0 || n.pinned {
-		return
+		return false
 	}
 	delete(t.byID, n.id)
 	if t.byKey[n.key] == n {
 		delete(t.byKey, n.key)
 	}
+	return true
 }
 
-// Forget takes back lookups of a node; it does no I/O.
-func (f *FS) Forget(nodeid, nlookup uint64) { f.nodes.forget(nodeid, nlookup) }
+// Forget takes back lookups of a node. With the last one goes what is kept for
+// it: a directory's descriptor, which would pin the directory once it is removed
+// under another node, and a grave.
+func (f *FS) Forget(nodeid, nlookup uint64) {
+	n := f.nodes.forget(nodeid, nlookup)
+	switch {
+	case n == nil:
+	case n.isDir():
+		f.dirs.drop(n)
+	case n.nameless.Load() && n.vol.gate.TryRLock(): // else Quiesce empties the graves
+		f.emptyGraves(n.vol, n)
+		n.mu.Lock() // a last close may have buried it meanwhile
+		if n.opens == 0 && n.grave >= 0 {
+			f.emptyGraveLocked(n)
+		}
+		n.mu.Unlock()
+		n.vol.gate.RUnlock()
+	}
+}
 
 // setOrphanLocked records the node's name in the orphans directory; empty when
 // it has a name in the tree (again).
@@ -168,6 +223,10 @@ func (n *node) setOrphanLocked(name string) {
 	n.orphan = name
 	n.nameless.Store(name != "" || n.gone != nil)
 }
+
+// lostLocked tells that the inode is no more, and its charge given back: it must
+// not be used, though a descriptor on it could still be had for a moment.
+func (n *node) lostLocked() bool { return n.gone != nil && n.grave < 0 && n.held == (quota.Usage{}) }
 
 // setGoneLocked records the last attributes of an inode that is no more.
 func (n *node) setGoneLocked(st *unix.Stat_t) {

@@ -102,7 +102,7 @@ func (f *FS) make(parent uint64, name string, worst uint64, create func(*dirFD) 
 	}
 	defer f.putDir(d)
 	reserved := quota.Usage{Bytes: worst, Inodes: 1}
-	if err := v.ledger.Reserve(reserved); err != nil {
+	if err := f.reserve(v, reserved); err != nil {
 		return err
 	}
 	fd, err := create(d)
@@ -243,7 +243,7 @@ func (f *FS) link(n *node, d *dirFD, name string) error {
 		return nil
 	}
 	cost := quota.Usage{Bytes: quota.LinkCharge}
-	if err := n.vol.ledger.Reserve(cost); err != nil {
+	if err := f.reserve(n.vol, cost); err != nil {
 		return err
 	}
 	fd, err := f.openNode(n, unix.O_PATH)
@@ -262,7 +262,7 @@ func (f *FS) link(n *node, d *dirFD, name string) error {
 // victim is what a name leads to while it is about to lose that name.
 type victim struct {
 	n  *node
-	fd int // O_PATH
+	fd int // O_PATH; -1 once closed
 	st unix.Stat_t
 }
 
@@ -279,7 +279,28 @@ func (f *FS) victim(d *dirFD, name string) (*victim, error) {
 	return &victim{n: f.nodes.find(d.node.vol, key, st.Mode), fd: fd, st: st}, nil
 }
 
-func (w *victim) close() { syscall.Close(w.fd) }
+func (w *victim) close() {
+	if w.fd >= 0 {
+		syscall.Close(w.fd)
+		w.fd = -1
+	}
+}
+
+// loadVictimLocked makes the victim's charge and its attributes known, of which the
+// number of links may have changed since it was found.
+func (f *FS) loadVictimLocked(w *victim) error {
+	if err := unix.Fstat(w.fd, &w.st); err != nil {
+		return err
+	}
+	n := w.n
+	if n.charged || n.unsure {
+		return f.loadLocked(n, w.fd)
+	}
+	// Only the charge is wanted: charged stays false.
+	var err error
+	_, n.charge, _, err = f.measure(w.fd)
+	return err
+}
 
 // orphanedLocked tells whether the victim must live on without a name.
 func (w *victim) orphanedLocked() bool {
@@ -289,7 +310,8 @@ func (w *victim) orphanedLocked() bool {
 // removedLocked credits what the loss of the name has freed. The victim's
 // charge was loaded before. A file with another link gives back the link; the
 // last link gives back all, unless the inode is open: a directory then floats
-// (an open file was made an orphan and does not come here).
+// (an open file was made an orphan and does not come here). The credit comes
+// after the victim's descriptor is closed, which is what frees the blocks.
 func (f *FS) removedLocked(w *victim) {
 	n, ledger := w.n, w.n.vol.ledger
 	if !n.isDir() && w.st.Nlink > 1 {
@@ -308,6 +330,7 @@ func (f *FS) removedLocked(w *victim) {
 			return
 		}
 	}
+	w.close()
 	ledger.Settle(quota.Usage{}, quota.Delta{Bytes: -int64(n.charge), Inodes: -1})
 }
 
@@ -353,7 +376,7 @@ func (f *FS) remove(parent uint64, name string, flags int) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err := f.loadLocked(n, w.fd); err != nil {
+	if err := f.loadVictimLocked(w); err != nil {
 		return err
 	}
 	if w.orphanedLocked() {
@@ -429,7 +452,7 @@ func (f *FS) rename(in *fuse.RenameIn, oldName, newName string) error {
 		return err
 	}
 	if moved.Ino == w.st.Ino && moved.Dev == w.st.Dev {
-		return move() // two names of one inode: rename(2) does nothing
+		return nil // two names of one inode: rename(2) does nothing
 	}
 	return f.replace(w, move)
 }
@@ -439,14 +462,16 @@ func (f *FS) replace(w *victim, move func() error) error {
 	n := w.n
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err := f.loadLocked(n, w.fd); err != nil {
+	if err := f.loadVictimLocked(w); err != nil {
 		return err
 	}
 	if !w.orphanedLocked() {
 		if err := move(); err != nil {
 			return err
 		}
-		f.removedLocked(w)
+		if !f.buryLocked(w) {
+			f.removedLocked(w)
+		}
 		return nil
 	}
 	// The rename stays one step: the open file gets its second name first, and
@@ -460,13 +485,14 @@ func (f *FS) replace(w *victim, move func() error) error {
 		return errors.Join(err, unix.Unlinkat(orphans, orphan, 0))
 	}
 	n.setOrphanLocked(orphan)
+	n.replaced = true
 	return nil
 }
 
 // whiteout performs a rename that leaves a whiteout device behind: one inode.
 func (f *FS) whiteout(v *volume, move func() error) error {
 	cost := quota.Usage{Inodes: 1}
-	if err := v.ledger.Reserve(cost); err != nil {
+	if err := f.reserve(v, cost); err != nil {
 		return err
 	}
 	err := move()

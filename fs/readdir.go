@@ -54,15 +54,21 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 		if err != nil {
 			return toStatus(err)
 		}
-		out.Fh = f.handles.add(&file{node: &node{id: rootIno}, fd: fd})
+		out.Fh = f.handles.add(&file{node: newNode(rootIno, nil, handleKey{}, unix.S_IFDIR), fd: fd})
 		return fuse.OK
 	}
 	n := f.nodes.get(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
+	if err := f.handleRoom(n.vol); err != nil {
+		return toStatus(err)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.lostLocked() {
+		return fuse.Status(unix.ESTALE)
+	}
 	fd, err := f.openNode(n, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return toStatus(err)

@@ -23,14 +23,18 @@ func (f *FS) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) f
 	if n == nil || n.vol.removed.Load() {
 		return fuse.Status(unix.ESTALE)
 	}
+	f.freeGraves(n.vol) // what was replaced counts as free at once
 	limit, free := n.vol.ledger.Limit(), n.vol.ledger.Free()
 	block := f.rule.Block
 	out.Bsize, out.Frsize = uint32(block), uint32(block)
 	out.Blocks, out.Bfree = limit.Bytes/block, free.Bytes/block
 	out.Bavail = min(out.Bfree, disk.Bavail*uint64(disk.Bsize)/block)
 	out.Files, out.Ffree = limit.Inodes, free.Inodes
-	if disk.Files > 0 { // btrfs has no inode limit and says 0
-		out.Ffree = min(out.Ffree, disk.Ffree)
+	if disk.Files > 0 && disk.Ffree < out.Ffree { // btrfs has no inode limit and says 0
+		// There is one figure for what is free: the total gives way, so that
+		// what is used stays right.
+		out.Files -= out.Ffree - disk.Ffree
+		out.Ffree = disk.Ffree
 	}
 	return fuse.OK
 }

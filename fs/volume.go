@@ -56,15 +56,33 @@ type volume struct {
 	// floatMu guards floating: what removed but open directories still hold.
 	floatMu  sync.Mutex
 	floating quota.Usage
+
+	// graveMu guards graves: the nodes that have one.
+	graveMu sync.Mutex
+	graves  map[*node]struct{}
+	// emptying is held while graves are emptied; after node.mu.
+	emptying sync.Mutex
+
+	waits func() (over func()) // Options.Waits
 }
 
 // begin opens a change of the volume; end must follow when it returns nil. It
 // waits for a recount and for Quiesce, and makes the dirty mark durable first.
 func (v *volume) begin() error {
 	if v.counted != nil {
-		<-v.counted
+		select {
+		case <-v.counted:
+		default:
+			over := v.waits()
+			<-v.counted
+			over()
+		}
 	}
-	v.gate.RLock()
+	if !v.gate.TryRLock() {
+		over := v.waits()
+		v.gate.RLock()
+		over()
+	}
 	if v.removed.Load() {
 		v.gate.RUnlock()
 		return unix.ESTALE
@@ -115,7 +133,8 @@ func (f *FS) AddVolume(c VolumeConfig) error {
 	if err != nil {
 		return fmt.Errorf("volume %s: root: %w", c.ID, err)
 	}
-	v := &volume{id: c.ID, rootDir: c.Root, orphans: c.Orphans, ledger: c.Ledger, mark: c.BeforeChange, counted: c.Counted}
+	v := &volume{id: c.ID, rootDir: c.Root, orphans: c.Orphans, ledger: c.Ledger, mark: c.BeforeChange, counted: c.Counted,
+		graves: make(map[*node]struct{}), waits: f.waits}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.volumes[c.ID] != nil {
@@ -155,6 +174,7 @@ func (f *FS) RemoveVolume(id string, force bool) error {
 	}
 	f.dirs.purge(v)
 	f.nodes.unpin(v.root)
+	f.closeGraves(v)
 	return v.close()
 }
 
@@ -199,8 +219,8 @@ func (f *FS) Changes(id string) uint64 {
 }
 
 // Quiesce calls fn while no change of the volume is under way; changes that
-// come wait. floating is what removed but open directories hold: it is in the
-// ledger but in no tree. fn must not touch the mount.
+// come wait. floating is what removed but open directories and replaced files
+// hold: it is in the ledger but in no tree. fn must not touch the mount.
 func (f *FS) Quiesce(id string, fn func(floating quota.Usage) error) error {
 	v, err := f.volume(id)
 	if err != nil {
@@ -211,34 +231,39 @@ func (f *FS) Quiesce(id string, fn func(floating quota.Usage) error) error {
 	if v.removed.Load() {
 		return fmt.Errorf("volume %s: %w", id, ErrNoVolume)
 	}
+	f.emptyGraves(v, nil)
+	buried, err := f.buried(v)
+	if err != nil {
+		return fmt.Errorf("volume %s: %w", id, err)
+	}
 	v.floatMu.Lock()
-	floating := v.floating
+	floating := v.floating.Add(buried)
 	v.floatMu.Unlock()
 	return fn(floating)
+}
+
+// ResetCharges makes every inode's charge be read from the disk when it is next
+// needed. Call it inside Quiesce, after the ledger was set to what the disk
+// holds: what is remembered may be what made the two differ. What removed but
+// open directories hold is not read again; it is in Quiesce's floating.
+func (f *FS) ResetCharges(id string) {
+	v, err := f.volume(id)
+	if err != nil {
+		return
+	}
+	nodes := f.nodes.of(v)
+	// The kernel may have forgotten a node whose RELEASE is still to come.
+	nodes = append(nodes, f.handles.nodesOf(v)...)
+	for _, n := range nodes {
+		n.mu.Lock()
+		n.charged, n.unsure, n.dense = false, false, false
+		n.mu.Unlock()
+	}
 }
 
 // SetClean makes the next change call BeforeChange again. Call it inside Quiesce.
 func (f *FS) SetClean(id string) {
 	if v, err := f.volume(id); err == nil {
 		v.dirty.Store(false)
-	}
-}
-
-// ResetCharges forgets what the volume's inodes are charged, so that each is
-// measured again when it next changes. Call it inside Quiesce, after the ledger
-// was set to what is on the disk.
-func (f *FS) ResetCharges(id string) {
-	v, err := f.volume(id)
-	if err != nil {
-		return
-	}
-	f.nodes.mu.RLock()
-	defer f.nodes.mu.RUnlock()
-	for _, n := range f.nodes.byID {
-		if n.vol == v {
-			n.mu.Lock()
-			n.charged, n.dense = false, false
-			n.mu.Unlock()
-		}
 	}
 }

@@ -154,8 +154,7 @@ func (f *FS) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string) fuse
 	})
 }
 
-// changeXattr changes an attribute. A block of attributes counts in st_blocks,
-// so the charge of a small sparse file may move; it is read back.
+// changeXattr changes an attribute; a block of attributes counts in st_blocks.
 func (f *FS) changeXattr(id uint64, attr string, do func(fd int) error) fuse.Status {
 	if id == rootIno {
 		return fuse.EPERM
@@ -174,12 +173,6 @@ func (f *FS) changeXattr(id uint64, attr string, do func(fd int) error) fuse.Sta
 	return toStatus(f.withFD(n, func(fd int) error {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		if err := f.loadLocked(n, fd); err != nil {
-			return err
-		}
-		if n.isDir() || (n.isRegular() && (n.dense || !f.small(n.size))) {
-			return do(fd)
-		}
-		return f.changeLocked(n, fd, f.roundUp(n.size)-min(f.roundUp(n.size), n.charge), func() error { return do(fd) })
+		return f.changeHiddenLocked(n, fd, func() error { return do(fd) })
 	}))
 }

@@ -42,6 +42,11 @@
 //     registers it with the runtime's poller, which asks for a POLL while the
 //     runtime is not able to schedule the thread that would answer it. Plain
 //     system calls are safe. Conn.DisablePoll lifts the restriction.
+//   - A process that is to end, by a signal or by itself, while one of its threads
+//     waits for an answer of its own handler does not end: the kernel waits
+//     for a request that was read whatever signals come, and the waiting thread keeps
+//     the descriptor open. Only an abort through fusectl frees it. A daemon
+//     does not use its own mount; the tests do, and have a guard (guard_test.go).
 //
 // # Threads
 //

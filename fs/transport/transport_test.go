@@ -55,6 +55,14 @@ func (f *testFS) String() string { return "test" }
 
 func (f *testFS) OnUnmount() { f.unmounted.Add(1) }
 
+func (f *testFS) unmounts() int64 { return f.unmounted.Load() }
+
+// unmountCounter is a testFS, or made of one.
+type unmountCounter interface {
+	fuse.RawFileSystem
+	unmounts() int64
+}
+
 func (f *testFS) attr(node uint64, out *fuse.Attr) {
 	out.Ino, out.Mode, out.Nlink = node, unix.S_IFDIR|0o755, 2
 	if node == fileNode {
@@ -162,7 +170,7 @@ func requireFuse(t testing.TB) {
 	unix.Close(fd)
 }
 
-func mountTest(t testing.TB, fs *testFS, o Options) *mounted {
+func mountTest(t testing.TB, fs unmountCounter, o Options) *mounted {
 	t.Helper()
 	requireFuse(t)
 	checkLeaks(t)
@@ -174,12 +182,18 @@ func mountTest(t testing.TB, fs *testFS, o Options) *mounted {
 		t.Fatal(err)
 	}
 	m := &mounted{Conn: c, dir: o.Mountpoint, logs: logs, served: make(chan error, 1)}
+	device := m.device(t)
+	unguard := guardConnection(device)
 	t.Cleanup(func() {
+		if t.Failed() { // whoever still waits for an answer must not wait for ever
+			_ = abortConnection(device)
+		}
 		if err := m.Unmount(true); err != nil {
 			t.Error(err)
 		}
 		m.waitServed(t)
-		if n := fs.unmounted.Load(); n != 1 {
+		unguard()
+		if n := fs.unmounts(); n != 1 {
 			t.Errorf("OnUnmount was called %d times", n)
 		}
 		if threads, idle := c.threads.Load(), c.idle.Load(); threads != 0 || idle != 0 {
@@ -218,17 +232,19 @@ func checkLeaks(t testing.TB) {
 	}
 	r.Close()
 	w.Close()
-	before := resources(t)
+	dir := filepath.Dir(t.TempDir()) // where all mounts of the test are
+	before := resources(t, dir)
 	t.Cleanup(func() {
 		var after string
 		eventually(t, "resources are left over", func() bool {
-			after = resources(t)
+			after = resources(t, dir)
 			return after == before
 		}, func() string { return fmt.Sprintf("before:\n%s\nafter:\n%s", before, after) })
 	})
 }
 
-func resources(t testing.TB) string {
+// resources lists what this process holds, and the mounts below dir.
+func resources(t testing.TB, dir string) string {
 	t.Helper()
 	var b strings.Builder
 	fds, err := os.ReadDir("/proc/self/fd")
@@ -244,7 +260,12 @@ func resources(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fmt.Fprintln(&b, mounts, servingThreads(t), "threads")
+	for _, m := range mounts {
+		if strings.HasPrefix(m.Mountpoint, dir+"/") { // not those of other processes
+			fmt.Fprintln(&b, m)
+		}
+	}
+	fmt.Fprintln(&b, servingThreads(t), "threads")
 	return b.String()
 }
 
@@ -333,15 +354,8 @@ func TestReadWrite(t *testing.T) {
 
 func TestSmallMaxWriteStillHoldsXattrs(t *testing.T) {
 	fs := &xattrFS{testFS: newTestFS()}
-	requireFuse(t)
-	checkLeaks(t)
-	dir := t.TempDir()
-	c, err := Mount(fs, Options{Mountpoint: dir, MaxWrite: minMaxWrite})
-	if err != nil {
-		t.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- c.Serve() }()
+	m := mountTest(t, fs, Options{MaxWrite: minMaxWrite}).serve()
+	dir := m.dir
 	value := bytes.Repeat([]byte("v"), maxXattr)
 	if err := unix.Setxattr(dir, "trusted.t", value, 0); err != nil {
 		t.Error("set:", err)
@@ -350,12 +364,10 @@ func TestSmallMaxWriteStillHoldsXattrs(t *testing.T) {
 	if n, err := unix.Getxattr(dir, "trusted.t", back); err != nil || !bytes.Equal(value, back[:n]) {
 		t.Error("get:", n, err)
 	}
-	if err := c.Unmount(false); err != nil {
+	if err := m.Unmount(false); err != nil {
 		t.Error(err)
 	}
-	if err := <-served; err != nil {
-		t.Error(err)
-	}
+	m.waitServed(t)
 }
 
 type xattrFS struct {
@@ -420,17 +432,19 @@ func TestHandlerThread(t *testing.T) {
 // blocker is a lookup hook that holds names that begin with "block" until released.
 type blocker struct {
 	entered chan uint64 // unique ids
-	release chan struct{}
+	held    chan struct{}
+	release func() // may be called again
 }
 
 func newBlocker() *blocker {
-	return &blocker{entered: make(chan uint64, 1000), release: make(chan struct{})}
+	held := make(chan struct{})
+	return &blocker{entered: make(chan uint64, 1000), held: held, release: sync.OnceFunc(func() { close(held) })}
 }
 
 func (b *blocker) lookup(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
 	if strings.HasPrefix(name, "block") {
 		b.entered <- h.Unique
-		<-b.release
+		<-b.held
 	}
 	return fuse.OK
 }
@@ -454,6 +468,7 @@ func TestBlockedHandlers(t *testing.T) {
 			b, fs := newBlocker(), newTestFS()
 			fs.lookup = b.lookup
 			m := mountTest(t, fs, Options{MaxThreads: maxThreads}).serve()
+			t.Cleanup(b.release)
 			var wg sync.WaitGroup
 			block := func(i int) {
 				wg.Go(func() {
@@ -480,7 +495,7 @@ func TestBlockedHandlers(t *testing.T) {
 				t.Error("more than MaxThreads handlers run")
 			case <-time.After(50 * time.Millisecond):
 			}
-			close(b.release)
+			b.release()
 			if err := <-late; err != nil {
 				t.Error(err)
 			}
@@ -493,6 +508,7 @@ func TestSurplusThreadsEnd(t *testing.T) {
 	b, fs := newBlocker(), newTestFS()
 	fs.lookup = b.lookup
 	m := mountTest(t, fs, Options{MinThreads: 3})
+	t.Cleanup(b.release)
 	m.linger = 50 * time.Millisecond
 	m.serve()
 	var wg sync.WaitGroup
@@ -500,11 +516,11 @@ func TestSurplusThreadsEnd(t *testing.T) {
 		wg.Go(func() { _ = stat(m.path(fmt.Sprint("block", i))) })
 	}
 	b.wait(t, 20)
-	close(b.release)
-	wg.Wait()
 	if n := m.threads.Load(); n < 20 {
-		t.Errorf("%d threads run just after a burst", n)
+		t.Errorf("%d threads run in a burst of 20", n)
 	}
+	b.release()
+	wg.Wait()
 	eventually(t, "surplus threads do not end", func() bool {
 		_ = stat(m.path(fileName))
 		return m.threads.Load() == 3 && servingThreads(t) == 3
@@ -684,6 +700,7 @@ func TestNotifyResend(t *testing.T) {
 	b, fs := newBlocker(), newTestFS()
 	fs.lookup = b.lookup
 	m := mountTest(t, fs, Options{}).serve()
+	t.Cleanup(b.release)
 	result := make(chan error, 1)
 	go func() { result <- stat(m.path("block")) }()
 	first := b.wait(t, 1)
@@ -693,7 +710,7 @@ func TestNotifyResend(t *testing.T) {
 	if again := b.wait(t, 1); again != first|1<<63 {
 		t.Errorf("sent as %x, and again as %x", first, again)
 	}
-	close(b.release)
+	b.release()
 	if err := <-result; err != unix.ENOENT {
 		t.Error(err)
 	}
@@ -808,12 +825,12 @@ func TestUnmountWithRunningHandler(t *testing.T) {
 	b, fs := newBlocker(), newTestFS()
 	fs.lookup = b.lookup
 	m := mountTest(t, fs, Options{}).serve()
+	t.Cleanup(b.release)
 	result := make(chan error, 1)
 	go func() { result <- stat(m.path("block")) }()
 	b.wait(t, 1)
-	abort := fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", unix.Minor(m.device(t)))
-	if err := os.WriteFile(abort, []byte("1"), 0o200); err != nil {
-		t.Fatalf("this test needs fusectl mounted on /sys/fs/fuse/connections: %v", err)
+	if err := abortConnection(m.device(t)); err != nil {
+		t.Fatal(err)
 	}
 	if err := <-result; err != unix.ECONNABORTED && err != unix.ENOTCONN {
 		t.Errorf("an aborted request answers %v", err)
@@ -826,16 +843,16 @@ func TestUnmountWithRunningHandler(t *testing.T) {
 	if n := fs.unmounted.Load(); n != 0 {
 		t.Error("OnUnmount was called before a handler ended")
 	}
-	close(b.release)
+	b.release()
 	m.waitServed(t)
 	if err := Detach(m.dir); err != nil {
 		t.Error(err)
 	}
 }
 
-func (m *mounted) device(t *testing.T) uint64 {
+func (m *mounted) device(t testing.TB) uint64 {
 	t.Helper()
-	entries, err := StaleMounts(m.dir)
+	entries, err := Mounts(MountFilter{Name: m.opts.Name, Mountpoint: m.dir})
 	if err != nil || len(entries) != 1 {
 		t.Fatal(entries, err)
 	}
@@ -879,29 +896,32 @@ func TestInit(t *testing.T) {
 
 func TestMountFlags(t *testing.T) {
 	for _, c := range []struct {
+		name  string
 		o     Options
 		flags int64
 	}{
-		{Options{}, unix.ST_NODEV},
-		{Options{NoSuid: true}, unix.ST_NODEV | unix.ST_NOSUID},
-		{Options{AllowDevices: true, Name: "croft-test", FsName: "some,pool"}, 0},
+		{"default", Options{}, unix.ST_NODEV},
+		{"no suid", Options{NoSuid: true}, unix.ST_NODEV | unix.ST_NOSUID},
+		{"named", Options{AllowDevices: true, Name: "croft-test", FsName: "some,pool"}, 0},
 	} {
-		m := mountTest(t, newTestFS(), c.o).serve()
-		var st unix.Statfs_t
-		if err := unix.Statfs(m.dir, &st); err != unix.ENOSYS { // the test's filesystem has no STATFS
-			t.Error(err)
-		}
-		entries, err := Mounts(MountFilter{Name: c.o.Name, Source: c.o.FsName, Mountpoint: m.dir})
-		if err != nil || len(entries) != 1 {
-			t.Fatal(entries, err)
-		}
-		if e := entries[0]; e.Root != "/" || e.Type != "fuse."+m.opts.Name || e.Source != m.opts.FsName {
-			t.Errorf("mountinfo shows %+v", e)
-		}
-		options := mountOptions(t, m.dir)
-		if strings.Contains(options, "nodev") != (c.flags&unix.ST_NODEV != 0) || strings.Contains(options, "nosuid") != (c.flags&unix.ST_NOSUID != 0) {
-			t.Errorf("options %s with %+v", options, c.o)
-		}
+		t.Run(c.name, func(t *testing.T) { // one at a time: checkLeaks counts the process's threads
+			m := mountTest(t, newTestFS(), c.o).serve()
+			var st unix.Statfs_t
+			if err := unix.Statfs(m.dir, &st); err != unix.ENOSYS { // the test's filesystem has no STATFS
+				t.Error(err)
+			}
+			entries, err := Mounts(MountFilter{Name: c.o.Name, Source: c.o.FsName, Mountpoint: m.dir})
+			if err != nil || len(entries) != 1 {
+				t.Fatal(entries, err)
+			}
+			if e := entries[0]; e.Root != "/" || e.Type != "fuse."+m.opts.Name || e.Source != m.opts.FsName {
+				t.Errorf("mountinfo shows %+v", e)
+			}
+			options := mountOptions(t, m.dir)
+			if strings.Contains(options, "nodev") != (c.flags&unix.ST_NODEV != 0) || strings.Contains(options, "nosuid") != (c.flags&unix.ST_NOSUID != 0) {
+				t.Errorf("options %s with %+v", options, c.o)
+			}
+		})
 	}
 }
 
