@@ -85,8 +85,9 @@ func (c *Client) Check(ctx context.Context, o pool.CheckOptions) (pool.CheckResu
 }
 
 func (c *Client) callVolume(ctx context.Context, method, name string, in, out any) error {
-	if name == "" || len(name) > pool.MaxName {
-		return pool.CheckName(name) // such a name has no path
+	// http.ServeMux takes no segment that is empty or a slash, net/http no line of any length.
+	if name == "" || name == "/" || len(name) > pool.MaxName {
+		return pool.CheckName(name)
 	}
 	// PathEscape leaves dots alone, and "." and ".." would be cleaned away.
 	escaped := strings.ReplaceAll(url.PathEscape(name), ".", "%2E")

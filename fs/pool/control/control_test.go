@@ -165,14 +165,14 @@ func TestNames(t *testing.T) {
 	f := &fakePool{}
 	c, _ := start(t, f, Options{})
 	for _, name := range []string{
-		".", "..", "../../etc", "a/b", "/", "a?b", "a#b", "a%2Fb", "%2e%2e", "ä", "a b", "a\nb", "\x00", "\xff\xfe", "+", "a;b", "{name}",
+		".", "..", "../../etc", "a/b", "//", "/a", "a/", "a?b", "a#b", "a%2Fb", "%2e%2e", "ä", "a b", "a\nb", "\x00", "\xff\xfe", "+", "a;b", "{name}",
 		strings.Repeat("x", pool.MaxName),
 	} {
 		if _, err := c.Volume(t.Context(), name); err != nil || f.name != name {
 			t.Errorf("%q arrived as %q, %v", name, f.name, err)
 		}
 	}
-	for _, name := range []string{"", strings.Repeat("x", 2<<20)} {
+	for _, name := range []string{"", "/", strings.Repeat("x", 2<<20)} {
 		if err := c.Delete(t.Context(), name, pool.DeleteOptions{}); !errors.Is(err, pool.ErrInvalid) {
 			t.Errorf("name of %d bytes: %v", len(name), err)
 		}

@@ -1,0 +1,313 @@
+package app
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/fs/pool"
+	"github.com/croftfs/croft/fs/transport"
+)
+
+const defaultLogFile = "/var/log/croft.log"
+
+// place is a pool and where to mount it, both absolute and without links.
+type place struct{ dir, mountpoint string }
+
+// mountOptions are the flags of croft mount.
+type mountOptions struct {
+	pools     []string
+	daemon    bool
+	readyFD   int // in the background process: where to tell the foreground one; else -1
+	logFile   string
+	logFormat *choice
+	logLevel  *choice
+	idleAfter time.Duration
+}
+
+func (a *App) mountCommand() *cobra.Command {
+	o := mountOptions{
+		logFormat: newChoice(logConsole, logJSON),
+		logLevel:  newChoice("info", "debug", "warn", "error"),
+	}
+	cmd := &cobra.Command{
+		Use:   "mount --pool DIR... MOUNTPOINT...",
+		Short: "Mount pools and serve them: all volumes, one directory each",
+		Long: "Mount pools and serve them: all volumes, one directory each. The first mountpoint is for\n" +
+			"the first --pool, and so on. It runs until all are unmounted, by umount(8) or by SIGTERM or\n" +
+			"SIGINT; a mount that is in use then is detached, and served until its last user has gone. A\n" +
+			"second signal does not wait for that. Under systemd it is a service of Type=notify.",
+		Example: "  croft mount --pool /srv/croft /mnt/croft\n" +
+			"  croft mount --daemon --pool /srv/a --pool /srv/b /mnt/a /mnt/b",
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			return nil, cobra.ShellCompDirectiveFilterDirs
+		},
+	}
+	f := cmd.Flags()
+	f.StringArrayVar(&o.pools, "pool", nil, "a pool's directory, once for each pool (default $"+PoolEnv+")")
+	f.BoolVar(&o.daemon, "daemon", false, "return when all is mounted, and serve in the background")
+	f.StringVar(&o.logFile, "log-file", "", "append the log to this file (default stderr; "+defaultLogFile+" with --daemon)")
+	f.DurationVar(&o.idleAfter, "idle-after", 5*time.Second, "after that long without changes a volume is synced and recorded clean")
+	f.IntVar(&o.readyFD, "ready-fd", -1, "")
+	if err := f.MarkHidden("ready-fd"); err != nil {
+		panic(err) // there is no such flag
+	}
+	o.logFormat.flag(cmd, "log-format", "", "form of the log")
+	o.logLevel.flag(cmd, "log-level", "", "least level of what is logged")
+	complete(cmd, "idle-after", cobra.NoFileCompletions)
+	complete(cmd, "pool", a.completePools)
+	cmd.Args = func(_ *cobra.Command, args []string) error { return a.checkMountArgs(&o, args) }
+	cmd.RunE = func(cmd *cobra.Command, args []string) error { return a.runMount(cmd, &o, args) }
+	return cmd
+}
+
+// checkMountArgs refuses what is wrong whatever the host looks like.
+func (a *App) checkMountArgs(o *mountOptions, mountpoints []string) error {
+	if dir := a.Getenv(PoolEnv); len(o.pools) == 0 && dir != "" {
+		o.pools = []string{dir}
+	}
+	switch {
+	case len(o.pools) == 0:
+		return usage("which pool? Name its directory with --pool DIR or $%s", PoolEnv)
+	case len(mountpoints) != len(o.pools):
+		return usage("%d pools and %d mountpoints: name one for each", len(o.pools), len(mountpoints))
+	case o.idleAfter <= 0:
+		return usage("--idle-after %s: it must be more than 0", o.idleAfter)
+	}
+	for _, path := range append(mountpoints, o.pools...) {
+		if path == "" {
+			return usage("an empty name of a directory")
+		}
+	}
+	return nil
+}
+
+func (a *App) runMount(cmd *cobra.Command, o *mountOptions, args []string) (err error) {
+	ready := func(error) {}
+	if o.readyFD >= 0 {
+		unix.CloseOnExec(o.readyFD)
+		ready = tellParent(os.NewFile(uintptr(o.readyFD), "ready"))
+		defer func() {
+			if err != nil {
+				ready(err)
+			}
+		}()
+	}
+	if err := a.requireRoot(); err != nil {
+		return err
+	}
+	places, err := resolvePlaces(o.pools, args)
+	if err != nil {
+		return err
+	}
+	if o.daemon && o.logFile == "" {
+		o.logFile = defaultLogFile
+	}
+	if o.logFile != "" {
+		if o.logFile, err = resolveLogFile(o.logFile, places); err != nil {
+			return err
+		}
+	}
+	if o.daemon {
+		return a.startDaemon(cmd.Context(), o, places)
+	}
+	level, err := zapcore.ParseLevel(o.logLevel.word)
+	if err != nil {
+		return err
+	}
+	log := a.Stderr
+	if o.logFile != "" {
+		file, err := openLog(o.logFile)
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		log = file
+	}
+	d := &server{
+		app:       a,
+		log:       newLogger(log, o.logFormat.word, level),
+		idleAfter: o.idleAfter,
+		ready:     ready,
+	}
+	if err := unix.Chdir("/"); err != nil { // keep no directory busy, least of all a mountpoint
+		return fmt.Errorf("chdir /: %w", err)
+	}
+	raiseFileLimit(d.log)
+	return d.run(cmd.Context(), places)
+}
+
+func openLog(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	if err != nil {
+		return nil, fmt.Errorf("log file: %w", err)
+	}
+	return f, nil
+}
+
+// resolvePlaces makes paths absolute, and refuses pools that are none and mountpoints that cannot be.
+func resolvePlaces(pools, mountpoints []string) ([]place, error) {
+	places := make([]place, 0, len(pools))
+	for i := range pools {
+		dir, err := resolvePool(pools[i])
+		if err != nil {
+			return nil, err
+		}
+		at, err := resolveParent(mountpoints[i])
+		if err != nil {
+			return nil, missingMountpoint(mountpoints[i], err)
+		}
+		places = append(places, place{dir, at})
+	}
+	for i, p := range places {
+		for j, other := range places {
+			switch {
+			case i < j && p.dir == other.dir:
+				return nil, usage("pool %s is named twice", p.dir)
+			case i < j && (within(p.mountpoint, other.mountpoint) || within(other.mountpoint, p.mountpoint)):
+				return nil, usage("mountpoints %s and %s: one hides the other", p.mountpoint, other.mountpoint)
+			case within(other.dir, p.mountpoint):
+				return nil, usage("mountpoint %s would hide the pool %s", p.mountpoint, other.dir)
+			}
+		}
+		if err := checkMountpoint(p); err != nil {
+			return nil, err
+		}
+	}
+	return places, nil
+}
+
+// checkMountpoint wants a directory outside every pool. It asks nothing of a mount
+// that is there already: that one may be dead.
+func checkMountpoint(p place) error {
+	for dir := p.mountpoint; ; dir = filepath.Dir(dir) {
+		if dir != p.mountpoint { // the place itself is not touched
+			if _, err := pool.ReadID(dir); err == nil {
+				return usage("mountpoint %s is inside the pool %s: use a directory outside", p.mountpoint, dir)
+			}
+		}
+		if dir == p.dir {
+			return usage("mountpoint %s is inside the pool %s: use a directory outside", p.mountpoint, p.dir)
+		}
+		if dir == "/" {
+			break
+		}
+	}
+	stale, err := transport.StaleMounts(p.mountpoint)
+	if err != nil {
+		return err
+	}
+	if len(stale) > 0 {
+		return nil // the pool knows whether it is its own
+	}
+	fi, err := os.Lstat(p.mountpoint)
+	switch {
+	case err != nil:
+		return missingMountpoint(p.mountpoint, err)
+	case fi.Mode()&os.ModeSymlink != 0:
+		return fmt.Errorf("mountpoint %s is a symbolic link: name the directory itself", p.mountpoint)
+	case !fi.IsDir():
+		return fmt.Errorf("mountpoint %s is not a directory", p.mountpoint)
+	}
+	if _, err := pool.ReadID(p.mountpoint); err == nil {
+		return usage("mountpoint %s is a pool itself: use another directory", p.mountpoint)
+	}
+	return nil
+}
+
+func missingMountpoint(path string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("mountpoint %s does not exist: mkdir -p %s", path, path)
+	}
+	return fmt.Errorf("mountpoint %s: %w", path, err)
+}
+
+// resolveParent makes a path absolute and resolves the links above its last part.
+func resolveParent(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	parent, err := filepath.EvalSymlinks(filepath.Dir(abs))
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(parent, filepath.Base(abs)), nil
+}
+
+// within tells whether path is dir or below it; both are clean and absolute.
+func within(path, dir string) bool {
+	return path == dir || dir == "/" || strings.HasPrefix(path, dir+"/")
+}
+
+// resolveLogFile refuses a log on a mount that the process is to serve: it would wait for itself.
+func resolveLogFile(path string, places []place) (string, error) {
+	abs, err := resolveParent(path)
+	if err != nil {
+		return "", fmt.Errorf("log file: %w", err)
+	}
+	if target, err := filepath.EvalSymlinks(abs); err == nil {
+		abs = target
+	}
+	for _, p := range places {
+		if within(abs, p.mountpoint) {
+			return "", usage("the log file %s is on the mount %s: use a file outside", abs, p.mountpoint)
+		}
+	}
+	return abs, nil
+}
+
+// raiseFileLimit lets the process open as many files as the kernel allows a process, or, where
+// it may not raise its hard limit, as many as that.
+func raiseFileLimit(log *zap.Logger) {
+	most, err := readNumber("/proc/sys/fs/nr_open")
+	if err == nil {
+		err = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: most, Max: most})
+	}
+	if err == nil {
+		return
+	}
+	var limit unix.Rlimit
+	if getErr := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); getErr == nil {
+		limit.Cur = limit.Max
+		err = errors.Join(err, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+	}
+	log.Warn("the limit of open files cannot be raised further", zap.Uint64("limit", limit.Cur), zap.Error(err))
+}
+
+func readNumber(path string) (uint64, error) {
+	body, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(strings.TrimSpace(string(body)), 10, 64)
+}
+
+// tellParent returns a function that tells the foreground process, once, how mounting went.
+func tellParent(pipe io.WriteCloser) func(error) {
+	told := false
+	return func(err error) {
+		if told {
+			return
+		}
+		told = true
+		message := daemonReady
+		if err != nil {
+			message = err.Error() + hint(err)
+		}
+		// When the foreground process has gone nobody wants to know.
+		_, _ = io.WriteString(pipe, message)
+		_ = pipe.Close()
+	}
+}

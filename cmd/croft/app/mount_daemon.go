@@ -1,0 +1,84 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"syscall"
+)
+
+// daemonReady is what the background process writes when all is mounted. No error reads like that.
+const daemonReady = "\x00ready"
+
+// startDaemon runs the same command in the background, in a session of its own, and
+// returns when it has mounted everything, or with its error. An interrupt ends it again.
+func (a *App) startDaemon(ctx context.Context, o *mountOptions, places []place) error {
+	ctx, stop := interruptible(ctx)
+	defer stop()
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("daemon: %w", err)
+	}
+	log, err := openLog(o.logFile)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("daemon: %w", err)
+	}
+	defer reader.Close()
+	cmd := exec.Command(self, daemonArgs(o, places)...)
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{writer} // descriptor 3
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	writer.Close()
+	if err != nil {
+		return fmt.Errorf("daemon: %w", err)
+	}
+	defer context.AfterFunc(ctx, func() {
+		// It may have ended already; the pipe tells.
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+	})()
+	answer, err := io.ReadAll(reader)
+	switch {
+	case err != nil:
+		return fmt.Errorf("daemon: %w", err)
+	case string(answer) == daemonReady:
+		return cmd.Process.Release()
+	case len(answer) > 0:
+		return errors.Join(errors.New(string(answer)), waitFailed(cmd))
+	}
+	return fmt.Errorf("the daemon ended before it had mounted: see %s: %w", o.logFile, cmd.Wait())
+}
+
+// waitFailed waits for a process that has said why it fails; that it does is no news.
+func waitFailed(cmd *exec.Cmd) error {
+	var exit *exec.ExitError
+	if err := cmd.Wait(); err != nil && !errors.As(err, &exit) {
+		return err
+	}
+	return nil
+}
+
+// daemonArgs is the command line of the background process. Its log is its stderr.
+func daemonArgs(o *mountOptions, places []place) []string {
+	args := []string{
+		"mount", "--ready-fd=3",
+		"--log-format=" + o.logFormat.word, "--log-level=" + o.logLevel.word, "--idle-after=" + o.idleAfter.String(),
+	}
+	for _, p := range places {
+		args = append(args, "--pool="+p.dir)
+	}
+	args = append(args, "--")
+	for _, p := range places {
+		args = append(args, p.mountpoint)
+	}
+	return args
+}

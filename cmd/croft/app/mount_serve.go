@@ -1,0 +1,258 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/fs/pool"
+	"github.com/croftfs/croft/fs/pool/control"
+)
+
+const (
+	// controlGrace is how long volume commands under way may take to end when a mount has ended.
+	controlGrace = 10 * time.Second
+	// lingerNotice is how long after an unmount a mount that is still served is worth a line in the log.
+	lingerNotice = 2 * time.Second
+	// cutGrace is how long pools may take to record their use after the second signal.
+	cutGrace = 2 * time.Second
+)
+
+// mountedPool is what the daemon needs of a pool; *pool.Pool has it.
+type mountedPool interface {
+	control.Pool
+	Mount(o pool.MountOptions) error
+	Served() <-chan struct{}
+	ServeErr() error
+	Unmount(lazy bool) error
+	Close() error
+}
+
+// server is the daemon: it mounts pools and serves them until they are unmounted.
+type server struct {
+	app       *App
+	log       *zap.Logger
+	idleAfter time.Duration
+	ready     func(error) // is called with nil when all is mounted
+
+	signals chan os.Signal // default: SIGTERM and SIGINT
+	open    func(pool.Options) (mountedPool, error)
+	seats   []*seat
+}
+
+// seat is one pool of the daemon.
+type seat struct {
+	place
+	pool    mountedPool
+	control *control.Server
+	done    chan struct{} // closed when the pool has been closed after its mount has ended
+	err     error         // set before done is closed
+}
+
+// run returns when all mounts have ended, with what went wrong. Every pool is open before
+// the first is mounted; when one cannot be mounted, none stays. The process must not
+// touch a mountpoint from then on: it would wait for itself.
+func (d *server) run(ctx context.Context, places []place) error {
+	if d.signals == nil {
+		d.signals = make(chan os.Signal, 2)
+		signal.Notify(d.signals, unix.SIGTERM, unix.SIGINT)
+		defer signal.Stop(d.signals)
+	}
+	if d.open == nil {
+		d.open = func(o pool.Options) (mountedPool, error) { return pool.Open(o) }
+	}
+	if err := d.start(ctx, places); err != nil {
+		return errors.Join(err, d.abandon())
+	}
+	d.ready(nil)
+	d.app.notify("READY=1\nSTATUS=" + d.status())
+	d.log.Info("ready", zap.String("tier", tierDaemon), zap.String("version", d.app.version()))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for _, s := range d.seats {
+			<-s.done
+		}
+	}()
+	for asked := 0; ; {
+		select {
+		case <-ended:
+			return d.result()
+		case <-ctx.Done():
+			ctx = context.WithoutCancel(ctx)
+		case sig := <-d.signals:
+			d.log.Info("signal", zap.Stringer("signal", sig))
+		}
+		switch asked++; asked {
+		case 1:
+			d.stop()
+		default:
+			return d.cut(ended)
+		}
+	}
+}
+
+func (d *server) start(ctx context.Context, places []place) error {
+	for _, at := range places {
+		if err := d.interrupted(ctx); err != nil {
+			return err
+		}
+		p, err := d.open(pool.Options{Dir: at.dir, Logger: d.log, IdleAfter: d.idleAfter})
+		if err != nil {
+			return err
+		}
+		s := &seat{place: at, pool: p, done: make(chan struct{})}
+		d.seats = append(d.seats, s)
+		s.control, err = control.Listen(p, control.Options{RunDir: d.app.RunDir, Logger: d.log.With(zap.String("pool", at.dir))})
+		if err != nil {
+			return err
+		}
+	}
+	for _, s := range d.seats {
+		if err := d.interrupted(ctx); err != nil {
+			return err
+		}
+		if err := s.pool.Mount(pool.MountOptions{Mountpoint: s.mountpoint}); err != nil {
+			return fmt.Errorf("mount %s on %s: %w", s.dir, s.mountpoint, err)
+		}
+	}
+	for _, s := range d.seats {
+		go d.attend(s)
+	}
+	return nil
+}
+
+// interrupted tells whether somebody wants the daemon to end before it is ready.
+func (d *server) interrupted(ctx context.Context) error {
+	select {
+	case sig := <-d.signals:
+		return fmt.Errorf("ended by signal before all was mounted: %s", sig)
+	default:
+		return ctx.Err()
+	}
+}
+
+// abandon takes back what start has done.
+func (d *server) abandon() error {
+	var errs []error
+	for _, s := range d.seats {
+		errs = append(errs, d.shut(s))
+	}
+	return errors.Join(errs...)
+}
+
+// attend lets go of a pool when its mount has ended, by whomever: others may open it then.
+func (d *server) attend(s *seat) {
+	defer close(s.done)
+	<-s.pool.Served()
+	if err := s.pool.ServeErr(); err != nil {
+		s.err = fmt.Errorf("serving %s on %s: %w", s.dir, s.mountpoint, err)
+	}
+	s.err = errors.Join(s.err, d.shut(s))
+	if s.err != nil {
+		d.log.Error("ended", zap.String("pool", s.dir), zap.String("mountpoint", s.mountpoint), zap.Error(s.err))
+		return
+	}
+	d.log.Info("unmounted", zap.String("pool", s.dir), zap.String("mountpoint", s.mountpoint))
+}
+
+// shut ends a pool's control socket, then the pool.
+func (d *server) shut(s *seat) error {
+	if s.control != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), controlGrace)
+		defer cancel()
+		if err := s.control.Shutdown(ctx); err != nil {
+			d.log.Warn("volume commands were cut off", zap.Error(err))
+		}
+	}
+	if err := s.pool.Close(); err != nil {
+		return fmt.Errorf("close %s: %w", s.dir, err)
+	}
+	return nil
+}
+
+// stop unmounts everything, and what is in use lazily.
+func (d *server) stop() {
+	d.app.notify("STOPPING=1\nSTATUS=unmounting")
+	var wait sync.WaitGroup
+	for _, s := range d.seats {
+		wait.Go(func() { d.unmount(s) })
+	}
+	wait.Wait()
+}
+
+func (d *server) unmount(s *seat) {
+	log := d.log.With(zap.String("pool", s.dir), zap.String("mountpoint", s.mountpoint))
+	err := s.pool.Unmount(false)
+	busy := errors.Is(err, unix.EBUSY)
+	if busy {
+		err = s.pool.Unmount(true)
+	}
+	if err != nil {
+		log.Error("cannot unmount", zap.Error(err))
+		return
+	}
+	const goesOn = "it is served until its last user has gone; another signal ends that at once"
+	if busy {
+		log.Warn("the mount is in use and was detached: " + goesOn)
+		d.app.notify("STATUS=waiting for the last user of " + s.mountpoint)
+		return
+	}
+	go func() {
+		select {
+		case <-s.done:
+		case <-time.After(lingerNotice):
+			log.Warn("the mount has bind mounts, or copies in other mount namespaces: " + goesOn)
+			d.app.notify("STATUS=waiting for the last bind mount of " + s.mountpoint)
+		}
+	}()
+}
+
+// cut ends without waiting for users: their files answer ENOTCONN, or the daemon's end makes them do so.
+func (d *server) cut(ended <-chan struct{}) error {
+	d.log.Warn("ending at once: whoever still uses a mount gets errors")
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		var wait sync.WaitGroup
+		for _, s := range d.seats {
+			wait.Go(func() {
+				if err := s.pool.Close(); err != nil {
+					d.log.Error("close", zap.String("pool", s.dir), zap.Error(err))
+				}
+			})
+		}
+		wait.Wait()
+	}()
+	select {
+	case <-ended:
+		return d.result()
+	case <-closed:
+	case <-time.After(cutGrace):
+	}
+	return errors.New("ended while mounts were in use: volumes that had changed are recounted at the next mount")
+}
+
+func (d *server) result() error {
+	var errs []error
+	for _, s := range d.seats {
+		errs = append(errs, s.err)
+	}
+	return errors.Join(errs...)
+}
+
+func (d *server) status() string {
+	var at []string
+	for _, s := range d.seats {
+		at = append(at, s.dir+" on "+s.mountpoint)
+	}
+	return "serving " + strings.Join(at, ", ")
+}
