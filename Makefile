@@ -1,0 +1,53 @@
+# People and CI run the same targets. `make` lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(VERSION)'
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## bin/croft, one static binary
+	$(GO_BUILD) -o bin/croft ./cmd/croft
+
+.PHONY: deps
+deps: ## install the Debian packages that tests and demo need (as root)
+	@hack/deps.sh test
+
+.PHONY: check
+check: deps build lint ## in under two minutes: build, lint, short tests (as root)
+	hack/with-scratch.sh go test -short -timeout 2m ./cmd/... ./fs/... ./meta/... ./quota/...
+
+.PHONY: test
+test: deps build ## every test, over real mounts, or those of PKG=./fs/... (as root)
+	hack/with-scratch.sh hack/test.sh $(PKG)
+
+.PHONY: lint
+lint: deps ## gofmt, vet, staticcheck, import rules, shellcheck, go mod tidy
+	@hack/lint.sh
+
+.PHONY: demo
+demo: ## show a volume and its limit, and fio beside the native directory (as root)
+	@hack/deps.sh demo
+	@$(GO_BUILD) -o bin/croft ./cmd/croft
+	@hack/demo.sh
+
+.PHONY: pjdfstest
+pjdfstest: build ## run pjdfstest from PJDFSTEST=DIR, its source, on BACKING="ext4 xfs btrfs" (as root)
+	@[[ -n "$(PJDFSTEST)" ]] || { echo 'make pjdfstest PJDFSTEST=DIR: DIR is a checkout of pjdfstest' >&2; exit 2; }
+	@hack/deps.sh pjdfstest
+	hack/with-scratch.sh test/pjdfstest.sh '$(PJDFSTEST)' $(BACKING)
+
+.PHONY: fuzz
+fuzz: deps ## each fuzz target for FUZZTIME (default 10s)
+	hack/with-scratch.sh hack/fuzz.sh $(FUZZTIME)
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
+	go clean -testcache

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# deps.sh demo|test|pjdfstest installs the Debian packages that the make target of that
+# name needs. It asks the network only when a command is missing.
+set -euo pipefail
+
+PATH=$PATH:/usr/sbin:/sbin
+
+# A line: who needs it, the command that shows it is there, its package.
+needs="
+demo fio         fio
+demo losetup     mount
+demo mkfs.ext4   e2fsprogs
+test btrfs       btrfs-progs
+test fusermount3 fuse3
+test gcc         gcc
+test getfacl     acl
+test getfattr    attr
+test git         git
+test mkfs.xfs    xfsprogs
+test prove       perl
+test shellcheck  shellcheck
+test sqlite3     sqlite3
+pjdfstest autoreconf autoconf
+pjdfstest automake automake
+pjdfstest make     make
+pjdfstest openssl  openssl
+"
+
+want=${1:-test}
+missing=()
+while read -r who command package; do
+	# Each needs what those before it need as well.
+	case $want/$who in
+	*/demo | test/test | pjdfstest/test | pjdfstest/pjdfstest) ;;
+	*) continue ;;
+	esac
+	command -v "$command" >/dev/null || missing+=("$package")
+done <<<"$needs"
+# The race detector links C: the compiler is not enough.
+if [[ $want != demo && ! -e /usr/include/stdlib.h ]]; then
+	missing+=(libc6-dev)
+fi
+((${#missing[@]})) || exit 0
+
+echo "installing: ${missing[*]}"
+if ! command -v apt-get >/dev/null; then
+	echo "deps: not a Debian system; please install these (Debian's names): ${missing[*]}" >&2
+	exit 1
+fi
+if ((EUID != 0)); then
+	echo "deps: run as root, or install these: ${missing[*]}" >&2
+	exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+options=(-qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0)
+apt-get "${options[@]}" update
+apt-get "${options[@]}" install -y --no-install-recommends "${missing[@]}" </dev/null

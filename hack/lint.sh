@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# lint.sh runs every linter and fails if one of them finds something.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+failed=()
+# check NAME COMMAND... fails when COMMAND fails, and shows what it said only then.
+check() {
+	local name=$1 out
+	shift
+	if out=$("$@" 2>&1); then
+		printf '%-12s ok\n' "$name"
+	else
+		printf '%-12s FAILED\n%s\n' "$name" "$out"
+		failed+=("$name")
+	fi
+}
+# formatted fails when gofmt would change something; gofmt -l alone does not.
+formatted() {
+	local out
+	out=$(gofmt -s -l .) || return
+	[[ -z $out ]] || echo "gofmt -s would change: $out"
+	[[ -z $out ]]
+}
+
+mapfile -t scripts < <(git ls-files --cached --others --exclude-standard '*.sh' .ci/run)
+
+check gofmt formatted
+check "go vet" go vet ./...
+check staticcheck go tool staticcheck ./...
+check depguard go tool depguard ./...
+check shellcheck shellcheck -x "${scripts[@]}"
+check "go mod tidy" go mod tidy -diff
+
+if ((${#failed[@]})); then
+	echo "lint: failed: ${failed[*]}"
+	exit 1
+fi
