@@ -118,7 +118,10 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 			return -1, err
 		}
 		orphan = f.orphanName(fd)
-		if err := unix.Linkat(fd, "", int(d.node.vol.orphans.Fd()), orphan, unix.AT_EMPTY_PATH); err != nil {
+		err = f.withFD(d.node.vol.orphans, func(orphans int) error {
+			return unix.Linkat(fd, "", orphans, orphan, unix.AT_EMPTY_PATH)
+		})
+		if err != nil {
 			syscall.Close(fd)
 			return -1, err
 		}
@@ -225,7 +228,8 @@ func (f *FS) removeOrphanLocked(n *node) error {
 	if err := f.loadVictimLocked(w); err != nil {
 		return err
 	}
-	if err := unix.Unlinkat(int(n.vol.orphans.Fd()), n.orphan, 0); err != nil {
+	err = f.withFD(n.vol.orphans, func(orphans int) error { return unix.Unlinkat(orphans, n.orphan, 0) })
+	if err != nil {
 		return err
 	}
 	if !n.replaced || !f.buryLocked(w) {

@@ -129,14 +129,12 @@ func (f *FS) Close() error {
 	f.dirs.purge(nil)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var errs []error
 	for id, v := range f.volumes {
 		v.removed.Store(true)
 		f.closeGraves(v)
-		errs = append(errs, v.close())
 		delete(f.volumes, id)
 	}
-	return errors.Join(append(errs, f.pool.Close())...)
+	return f.pool.Close()
 }
 
 // String names the filesystem; part of fuse.RawFileSystem.

@@ -236,7 +236,10 @@ func (f *FS) link(n *node, d *dirFD, name string) error {
 	}
 	if n.orphan != "" {
 		// Its first name: it moves out of the orphans in one step.
-		if err := unix.Renameat2(int(n.vol.orphans.Fd()), n.orphan, d.fd, name, unix.RENAME_NOREPLACE); err != nil {
+		err := f.withFD(n.vol.orphans, func(orphans int) error {
+			return unix.Renameat2(orphans, n.orphan, d.fd, name, unix.RENAME_NOREPLACE)
+		})
+		if err != nil {
 			return err
 		}
 		n.setOrphanLocked("")
@@ -381,7 +384,10 @@ func (f *FS) remove(parent uint64, name string, flags int) error {
 	}
 	if w.orphanedLocked() {
 		orphan := f.orphanName(w.fd)
-		if err := unix.Renameat2(d.fd, name, int(n.vol.orphans.Fd()), orphan, unix.RENAME_NOREPLACE); err != nil {
+		err := f.withFD(n.vol.orphans, func(orphans int) error {
+			return unix.Renameat2(d.fd, name, orphans, orphan, unix.RENAME_NOREPLACE)
+		})
+		if err != nil {
 			return err
 		}
 		n.setOrphanLocked(orphan)
@@ -477,12 +483,17 @@ func (f *FS) replace(w *victim, move func() error) error {
 	// The rename stays one step: the open file gets its second name first, and
 	// a crash between the two leaves an orphan entry that is swept.
 	orphan := f.orphanName(w.fd)
-	orphans := int(n.vol.orphans.Fd())
-	if err := unix.Linkat(w.fd, "", orphans, orphan, unix.AT_EMPTY_PATH); err != nil {
+	err := f.withFD(n.vol.orphans, func(orphans int) error {
+		if err := unix.Linkat(w.fd, "", orphans, orphan, unix.AT_EMPTY_PATH); err != nil {
+			return err
+		}
+		if err := move(); err != nil {
+			return errors.Join(err, unix.Unlinkat(orphans, orphan, 0))
+		}
+		return nil
+	})
+	if err != nil {
 		return err
-	}
-	if err := move(); err != nil {
-		return errors.Join(err, unix.Unlinkat(orphans, orphan, 0))
 	}
 	n.setOrphanLocked(orphan)
 	n.replaced = true

@@ -18,7 +18,8 @@ type VolumeConfig struct {
 	// ID is the volume's name in the mount.
 	ID string
 	// Root is the volume's tree and Orphans its directory of unlinked but
-	// open files. FS owns both after AddVolume has succeeded.
+	// open files. They remain the caller's and may be closed after AddVolume:
+	// a volume at rest holds no descriptor.
 	Root, Orphans *os.File
 	// Ledger holds the volume's limit and use.
 	Ledger *quota.Ledger
@@ -34,8 +35,7 @@ type VolumeConfig struct {
 // volume is a served volume.
 type volume struct {
 	id       string
-	rootDir  *os.File
-	orphans  *os.File
+	orphans  *node // of its directory; in no table
 	ledger   *quota.Ledger
 	mark     func() error
 	counted  <-chan struct{}
@@ -123,23 +123,24 @@ func (v *volume) float(u quota.Usage, sign int64) {
 	v.floating.Inodes += uint64(sign) * u.Inodes
 }
 
-func (v *volume) close() error {
-	return errors.Join(v.rootDir.Close(), v.orphans.Close())
-}
-
 // AddVolume serves a volume. ErrExists when one of that id is served already.
 func (f *FS) AddVolume(c VolumeConfig) error {
 	key, st, err := describe(int(c.Root.Fd()))
 	if err != nil {
 		return fmt.Errorf("volume %s: root: %w", c.ID, err)
 	}
-	v := &volume{id: c.ID, rootDir: c.Root, orphans: c.Orphans, ledger: c.Ledger, mark: c.BeforeChange, counted: c.Counted,
+	orphansKey, orphansStat, err := describe(int(c.Orphans.Fd()))
+	if err != nil {
+		return fmt.Errorf("volume %s: orphans: %w", c.ID, err)
+	}
+	v := &volume{id: c.ID, ledger: c.Ledger, mark: c.BeforeChange, counted: c.Counted,
 		graves: make(map[*node]struct{}), waits: f.waits}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.volumes[c.ID] != nil {
 		return fmt.Errorf("volume %s: %w", c.ID, ErrExists)
 	}
+	v.orphans = newNode(0, v, orphansKey, orphansStat.Mode)
 	v.root, v.ino = f.nodes.pin(v, key, st.Mode), st.Ino
 	f.volumes[c.ID] = v
 	return nil
@@ -175,7 +176,7 @@ func (f *FS) RemoveVolume(id string, force bool) error {
 	f.dirs.purge(v)
 	f.nodes.unpin(v.root)
 	f.closeGraves(v)
-	return v.close()
+	return nil
 }
 
 func (f *FS) volume(id string) (*volume, error) {

@@ -29,6 +29,9 @@ const (
 	// logSuffix is what Badger's logs of memtables end with (memtable.go, memFileExt).
 	logSuffix = ".mem"
 
+	// valueLogSuffix is what the names of value logs end with (value.go, vlogFilePath).
+	valueLogSuffix = ".vlog"
+
 	// logRoom is how much of a log can be written: Badger changes to the next one behind
 	// memTableSize, and one transaction is at most 15% of that (options.go, maxBatchSize).
 	logRoom = memTableSize * 5 / 4
@@ -130,6 +133,9 @@ func (s *Store) prepareOpen() error {
 		}
 		return err
 	}
+	if err := s.removeUnborn(); err != nil {
+		return err
+	}
 	// What a process that was killed had allocated is of no use now: its logs become tables.
 	_, logs, err := s.files()
 	if err != nil {
@@ -142,6 +148,31 @@ func (s *Store) prepareOpen() error {
 	}
 	s.keepBallast()
 	return s.needRoom(s.unflushed())
+}
+
+// removeUnborn removes the logs of no bytes that a process leaves which is killed
+// between making a file and giving it its size: Badger refuses to open a store
+// with one of them (z.OpenMmapFile reports z.NewFile for it, and valueLog.open and
+// openMemTables take that for an error). They hold nothing.
+func (s *Store) removeUnborn() error {
+	all, _, err := s.files()
+	if err != nil {
+		return err
+	}
+	for _, name := range all {
+		if ext := filepath.Ext(name); ext != logSuffix && ext != valueLogSuffix {
+			continue
+		}
+		path := filepath.Join(s.dir, name)
+		if st, err := os.Lstat(path); err != nil || !st.Mode().IsRegular() || st.Size() > 0 {
+			continue
+		}
+		s.log.Info("removing an empty log that a killed process has left", zap.String("log", name))
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // trim frees the blocks behind what was written into a log.

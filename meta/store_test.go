@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -223,6 +224,22 @@ func TestReopen(t *testing.T) {
 		}
 	}
 	must(t, wantCheckpoint("c", clean)(openStore(t, dir)))
+}
+
+// TestUnbornLogs opens a store in which a killed process has made logs and not yet
+// given them a size.
+func TestUnbornLogs(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Open(Options{Dir: dir})
+	must(t, err)
+	must(t, s.CreateVolume(volume("v")))
+	must(t, s.Close())
+	for _, name := range []string{"000099.vlog", "00099.mem"} {
+		must(t, os.WriteFile(filepath.Join(dir, name), nil, 0o600))
+	}
+	if _, err := openStore(t, dir).Volume("v"); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestLogChanges writes several logs full.

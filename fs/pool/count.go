@@ -111,7 +111,14 @@ func (p *Pool) recount(ctx context.Context, v *volume) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	p.step("recount: begun")
 	begin := time.Now()
+	if p.fstype == "xfs" {
+		// Data that waits for write-back over shared blocks is not in the extent map yet.
+		if err := unix.Syncfs(int(p.root.Fd())); err != nil {
+			return fmt.Errorf("syncfs: %w", err)
+		}
+	}
 	if err := p.reapOrphans(v.name); err != nil {
 		return err
 	}

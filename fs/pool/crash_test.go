@@ -3,12 +3,15 @@ package pool
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -225,5 +228,72 @@ func TestRecountThatFails(t *testing.T) {
 	}
 	if err := p.markDirty(v); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRecountHoldsUpNobodyElse has more writers wait for a recount than the
+// transport has threads, and uses another volume meanwhile.
+func TestRecountHoldsUpNobodyElse(t *testing.T) {
+	const writers = 100
+	dir, mnt := filepath.Join(t.TempDir(), "pool"), t.TempDir()
+	if _, err := Init(dir); err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	p := reopen(t, dir)
+	for _, name := range []string{"counted", "other"} {
+		if _, err := p.Create(ctx, name, CreateOptions{Bytes: 4 << 20}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.store.SetDirty("counted", p.bootID); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range writers { // in one directory the kernel lets only one create at a time
+		if err := os.WriteFile(filepath.Join(dir, "volumes", "counted", fmt.Sprint(i)), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	goOn := make(chan struct{})
+	p, err := Open(Options{Dir: dir, step: func(step string) {
+		if step == "recount: begun" {
+			<-goOn
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := sync.OnceFunc(func() { close(goOn) })
+	defer func() {
+		release()
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := p.Mount(MountOptions{Mountpoint: mnt}); err != nil {
+		t.Fatal(err)
+	}
+	script := fmt.Sprintf("i=0; while [ $i -lt %d ]; do echo y >%s/counted/$i & i=$((i+1)); done; wait", writers, mnt)
+	waiting := exec.Command("sh", "-ec", script)
+	if err := waiting.Start(); err != nil {
+		t.Fatal(err)
+	}
+	conn, _ := p.mount.get()
+	for conn.Counts()["SETATTR"] < writers {
+		time.Sleep(time.Millisecond)
+	}
+	if out, err := exec.Command("sh", "-ec", "cd "+mnt+"; echo text >other/file; cat other/file counted/1").CombinedOutput(); err != nil || string(out) != "text\nx" {
+		t.Errorf("beside %d waiting writers: %q, %v", writers, out, err)
+	}
+	release()
+	if err := waiting.Wait(); err != nil {
+		t.Error(err)
+	}
+	v, err := p.Volume(ctx, "counted")
+	if err != nil || v.Used.Inodes != writers {
+		t.Errorf("%+v, %v", v, err)
 	}
 }

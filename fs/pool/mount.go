@@ -37,6 +37,15 @@ func (m *mount) get() (*transport.Conn, chan struct{}) {
 	return m.conn, m.served
 }
 
+// waits is the filesystem's Options.Waits.
+func (m *mount) waits() (over func()) {
+	conn, _ := m.get()
+	if conn == nil {
+		return func() {}
+	}
+	return conn.Waits()
+}
+
 // point returns where the pool is mounted, "" when it is not.
 func (m *mount) point() string {
 	conn, served := m.get()

@@ -164,7 +164,7 @@ func (p *Pool) open() (err error) {
 		p.bootID, err = readBootID()
 	}
 	if err == nil {
-		p.fs, err = fs.New(fs.Options{PoolDir: poolDir, Rule: p.rule, Logger: p.log})
+		p.fs, err = fs.New(fs.Options{PoolDir: poolDir, Rule: p.rule, Waits: p.mount.waits, Logger: p.log})
 	}
 	if err != nil {
 		return errors.Join(err, poolDir.Close())

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/croftfs/croft/meta"
 	"github.com/croftfs/croft/quota"
 )
 
@@ -37,7 +38,7 @@ var (
 	// ErrInvalid is returned for a name, size or number that cannot be.
 	ErrInvalid = errors.New("invalid argument")
 	// ErrNoRoom is returned when the pool's disk is too full for another volume's records.
-	ErrNoRoom = errors.New("the pool's disk is full")
+	ErrNoRoom = meta.ErrNoRoom
 	// ErrMissing is returned when a volume's directory is gone from the pool.
 	ErrMissing = errors.New("volume's directory is missing")
 )

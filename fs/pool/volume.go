@@ -189,11 +189,13 @@ func (p *Pool) serve(v *volume) error {
 	if err != nil {
 		return err
 	}
+	defer root.Close()
 	orphans, err := openDirAt(p.orphansDir, v.name)
 	if err != nil {
-		return errors.Join(err, root.Close())
+		return err
 	}
-	err = p.fs.AddVolume(fs.VolumeConfig{
+	defer orphans.Close()
+	return p.fs.AddVolume(fs.VolumeConfig{
 		ID:           v.name,
 		Root:         root,
 		Orphans:      orphans,
@@ -201,10 +203,6 @@ func (p *Pool) serve(v *volume) error {
 		BeforeChange: func() error { return p.markDirty(v) },
 		Counted:      v.count.ended,
 	})
-	if err != nil {
-		return errors.Join(err, root.Close(), orphans.Close())
-	}
-	return nil
 }
 
 // Delete deletes a volume. It returns when the volume is gone for good; its

@@ -48,8 +48,9 @@ type Conn struct {
 	detached atomic.Bool // Unmount took the mount out of the tree
 	dead     atomic.Bool // the kernel has ended the connection
 
-	// INVARIANT: 0 <= idle <= threads <= opts.MaxThreads.
+	// INVARIANT: 0 <= idle <= threads <= opts.MaxThreads + maxWaiting.
 	threads  atomic.Int32 // started and not ended
+	waiting  atomic.Int32 // of those: in a handler that has called Waits
 	idle     atomic.Int32 // of those: waiting for a request, or about to
 	shortage atomic.Int64 // when idle was last 0, in nanoseconds after epoch
 	epoch    time.Time

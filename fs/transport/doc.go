@@ -57,7 +57,8 @@
 // shortage was seen for a while. The kernel hands requests to idle threads in
 // turn, so a surplus thread gets to that point soon even under light load.
 // While MaxThreads handlers are blocked nothing is read, not even an INTERRUPT,
-// so a handler must not wait for another request to come in.
+// so a handler must not wait for another request to come in. One that waits for
+// something slow says so (Conn.Waits) and does not count meanwhile.
 //
 // The counters that decide this are atomics. Nothing in this package takes a
 // lock between the read of a request and the write of its reply.

@@ -198,7 +198,7 @@ func TestGuard(t *testing.T) {
 	requireFuse(t)
 	dir := t.TempDir()
 	child := exec.Command("/proc/self/exe", "-test.run=^TestGuard$")
-	child.Env = append(os.Environ(), "CROFT_TRANSPORT_TEST_HANG=1", "TMPDIR="+dir)
+	child.Env = append(os.Environ(), "CROFT_TRANSPORT_TEST_HANG=1", "TMPDIR="+dir, "GOTMPDIR="+dir)
 	t.Cleanup(func() { // before dir is removed, which would ask the mount
 		entries, err := Mounts(MountFilter{})
 		found := 0

@@ -62,7 +62,7 @@ func (c *Conn) Serve() error {
 func (c *Conn) startThread() {
 	for {
 		n := c.threads.Load()
-		if int(n) >= c.opts.MaxThreads || c.dead.Load() {
+		if int(n-c.waiting.Load()) >= c.opts.MaxThreads || c.dead.Load() {
 			return
 		}
 		if c.threads.CompareAndSwap(n, n+1) {
@@ -75,6 +75,25 @@ func (c *Conn) startThread() {
 		defer c.running.Done()
 		c.runThread()
 	})
+}
+
+// maxWaiting is how many threads Waits leaves out of the count: each has its buffers.
+const maxWaiting = 512
+
+// Waits is called by a handler that is about to wait for something that takes
+// longer than an operation on the disk, and over when the wait has ended. Until
+// then its thread does not count as one of MaxThreads, so that those who wait
+// for one thing do not hold up everybody else. Beyond maxWaiting at a time it
+// changes nothing.
+func (c *Conn) Waits() (over func()) {
+	if c.waiting.Add(1) > maxWaiting {
+		c.waiting.Add(-1)
+		return func() {}
+	}
+	if c.idle.Load() == 0 {
+		c.startThread()
+	}
+	return func() { c.waiting.Add(-1) }
 }
 
 // onOwnThread runs fn on a thread that ends with it. That is never the process's first
