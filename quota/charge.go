@@ -80,7 +80,7 @@ func (r Rule) plain(i inode) (charge uint64, ok bool) {
 		return r.block(), true
 	case unix.S_IFREG:
 		switch {
-		case i.blocks == 0:
+		case i.blocks == 0 && i.size == 0:
 			charge = 0
 		case i.size <= 4*r.block() && i.blocks == size:
 			charge = size

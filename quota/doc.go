@@ -23,7 +23,7 @@
 //
 //	directory                            one block
 //	symlink, FIFO, socket, device        min(B, S)
-//	regular, B = 0                       0
+//	regular, size = 0 and B = 0          0
 //	regular, size <= 4 blocks and B = S  S
 //	any other regular file               its mapped blocks in [0, max(S, P))
 //
@@ -33,9 +33,10 @@
 //
 // st_blocks is not the charge, because it moves by itself: xfs allocates ahead
 // of a writer and takes it back later, ext4 adds blocks of extents when it writes
-// back. The size is not either: a sparse file would be charged for its holes. What
-// is mapped inside the file changes only when somebody changes the file. The
-// two rules before the last give what the last would, without its ioctl, but where
+// back, and while it does so st_blocks is too low for a moment, even 0
+// (ext4_da_update_reserve_space). The size is not either: a sparse file would be
+// charged for its holes. What is mapped inside the file changes only when
+// somebody changes the file. The two rules before the last give what the last would, without its ioctl, but where
 // a block that is not data hides a hole in a small file. FIEMAP is
 // called without FIEMAP_FLAG_SYNC: nothing is written back to learn a charge.
 //

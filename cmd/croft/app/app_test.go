@@ -431,7 +431,7 @@ func TestCompletion(t *testing.T) {
 func TestWhyNot(t *testing.T) {
 	all := strings.Join(whyNot(true, true), "\n")
 	none := strings.Join(whyNot(false, false), "\n")
-	if strings.Contains(all, "lacks") || strings.Count(none, "lacks") != 2 {
+	if strings.Contains(all, "not found") || strings.Count(none, "not found") != 2 {
 		t.Errorf("%s\n\n%s", all, none)
 	}
 }

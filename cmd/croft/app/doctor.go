@@ -122,7 +122,7 @@ func (a *App) diagnose(ctx context.Context, dir string) diagnosis {
 			}
 		}
 	}
-	d.WhyNot = whyNot(passthrough, gate)
+	d.WhyNot = whyNot(passthrough, gate && err == nil)
 	return d
 }
 
@@ -133,7 +133,7 @@ func whyNot(passthrough, gate bool) []string {
 		if ok {
 			return "the host would be ready for " + what
 		}
-		return "the host lacks what " + what + " needs: " + need
+		return "not found, and needed for " + what + ": " + need
 	}
 	return append(reasons,
 		can(passthrough, "passthrough", "FUSE passthrough (Linux 6.9, CONFIG_FUSE_PASSTHROUGH)"),

@@ -28,6 +28,9 @@ func (a *App) report(cmd *cobra.Command, err error) int {
 	case err == nil:
 		return ExitOK
 	case errors.Is(err, errFindings):
+		if err != errFindings { // something else has failed besides
+			a.notice("%v", err)
+		}
 		return ExitFindings
 	case errors.As(err, &bad):
 		a.notice("%v\nSee '%s --help'.", err, cmd.CommandPath())

@@ -55,7 +55,7 @@ func (a *App) poolFlag(cmd *cobra.Command) *string {
 }
 
 // withPool finds the pool and calls work with it. The context ends when the user interrupts.
-func (a *App) withPool(ctx context.Context, dir string, work func(context.Context, *access) error) (err error) {
+func (a *App) withPool(ctx context.Context, dir string, work func(context.Context, *access) error) error {
 	if err := a.requireRoot(); err != nil {
 		return err
 	}
@@ -65,8 +65,11 @@ func (a *App) withPool(ctx context.Context, dir string, work func(context.Contex
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, p.Close()) }()
-	return work(ctx, p)
+	err = work(ctx, p)
+	if closeErr := p.Close(); closeErr != nil {
+		err = errors.Join(err, closeErr)
+	}
+	return err
 }
 
 // find opens the pool in dir; when dir is empty the one that the environment

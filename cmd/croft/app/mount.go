@@ -144,7 +144,7 @@ func (a *App) runMount(cmd *cobra.Command, o *mountOptions, args []string) (err 
 	if err := unix.Chdir("/"); err != nil { // keep no directory busy, least of all a mountpoint
 		return fmt.Errorf("chdir /: %w", err)
 	}
-	raiseFileLimit(d.log)
+	raiseLimits(d.log)
 	return d.run(cmd.Context(), places)
 }
 
@@ -268,9 +268,13 @@ func resolveLogFile(path string, places []place) (string, error) {
 	return abs, nil
 }
 
-// raiseFileLimit lets the process open as many files as the kernel allows a process, or, where
+// raiseLimits lifts the limit of file sizes, and lets the process open as many files as the kernel allows a process, or, where
 // it may not raise its hard limit, as many as that.
-func raiseFileLimit(log *zap.Logger) {
+func raiseLimits(log *zap.Logger) {
+	// A caller's own limit of file sizes is the kernel's business; ours must not cut it.
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}); err != nil {
+		log.Warn("the limit of file sizes cannot be lifted", zap.Error(err))
+	}
 	most, err := readNumber("/proc/sys/fs/nr_open")
 	if err == nil {
 		err = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: most, Max: most})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -105,7 +106,7 @@ func (d *server) start(ctx context.Context, places []place) error {
 		if err := d.interrupted(ctx); err != nil {
 			return err
 		}
-		p, err := d.open(pool.Options{Dir: at.dir, Logger: d.log, IdleAfter: d.idleAfter})
+		p, err := d.openPool(ctx, at)
 		if err != nil {
 			return err
 		}
@@ -128,6 +129,24 @@ func (d *server) start(ctx context.Context, places []place) error {
 		go d.attend(s)
 	}
 	return nil
+}
+
+// openPool opens a pool. One that a volume command has is waited for; one that
+// a daemon has is not.
+func (d *server) openPool(ctx context.Context, at place) (mountedPool, error) {
+	for deadline := time.Now().Add(d.app.Patience); ; {
+		p, err := d.open(pool.Options{Dir: at.dir, Logger: d.log, IdleAfter: d.idleAfter})
+		if !errors.Is(err, pool.ErrInUse) || time.Now().After(deadline) {
+			return p, err
+		}
+		if found, _ := d.app.daemons(ctx); slices.ContainsFunc(found, func(r running) bool { return sameDir(r.info.Dir, at.dir) }) {
+			return nil, err
+		}
+		if interrupted := d.interrupted(ctx); interrupted != nil {
+			return nil, errors.Join(err, interrupted)
+		}
+		time.Sleep(retryEvery)
+	}
 }
 
 // interrupted tells whether somebody wants the daemon to end before it is ready.
