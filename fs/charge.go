@@ -259,8 +259,9 @@ func (f *FS) growLocked(n *node, fd int, off, length uint64, partial bool, do fu
 	// neither its blocks nor its size change: it is reserved beside the data.
 	var hidden uint64
 	changes := need > 0 || f.roundUp(end) > f.roundUp(n.size)
-	if gap := !n.dense || f.roundDown(off) > f.chargedEndLocked(n); gap && changes && f.small(n.size) && (partial || f.small(end)) {
-		// Of a longer range, only what leaves the file small may fit.
+	if gap := !n.dense || f.roundDown(off) > f.chargedEndLocked(n); gap && changes && f.small(n.size) {
+		// The file may stay small although the range is long: only the beginning
+		// of it may fit, and a preallocation leaves the size as it is.
 		if hidden, err = f.hiddenLocked(n, fd, min(max(end, n.size), 4*f.rule.Block)); err != nil {
 			return 0, err
 		}
