@@ -70,14 +70,7 @@ func TestCrashAtEachStep(t *testing.T) {
 		{"resize: recorded", true, false},
 	} {
 		t.Run(c.step, func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), "pool")
-			if _, err := Init(dir); err != nil {
-				t.Fatal(err)
-			}
-			p := reopen(t, dir)
-			if _, err := p.Create(context.Background(), "old", CreateOptions{Bytes: 4 << 20}); err != nil {
-				t.Fatal(err)
-			}
+			dir, p := poolOf(t, "old")
 			if err := p.Close(); err != nil {
 				t.Fatal(err)
 			}
@@ -91,6 +84,22 @@ func TestCrashAtEachStep(t *testing.T) {
 			verifyAfterCrash(t, reopen(t, dir), c.old, c.new)
 		})
 	}
+}
+
+// poolOf makes a pool with volumes of 4 MiB, and opens it.
+func poolOf(t *testing.T, volumes ...string) (dir string, p *Pool) {
+	t.Helper()
+	dir = filepath.Join(t.TempDir(), "pool")
+	if _, err := Init(dir); err != nil {
+		t.Fatal(err)
+	}
+	p = reopen(t, dir)
+	for _, name := range volumes {
+		if _, err := p.Create(context.Background(), name, CreateOptions{Bytes: 4 << 20}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir, p
 }
 
 func reopen(t *testing.T, dir string) *Pool {
@@ -138,15 +147,8 @@ func verifyAfterCrash(t *testing.T, p *Pool, old, fresh bool) {
 
 // TestRecountAfterCrash opens a pool as a crash leaves it: dirty, with orphans.
 func TestRecountAfterCrash(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "pool")
-	if _, err := Init(dir); err != nil {
-		t.Fatal(err)
-	}
-	p := reopen(t, dir)
 	ctx := context.Background()
-	if _, err := p.Create(ctx, "v", CreateOptions{Bytes: 4 << 20}); err != nil {
-		t.Fatal(err)
-	}
+	dir, p := poolOf(t, "v")
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -182,15 +184,8 @@ func TestRecountAfterCrash(t *testing.T) {
 
 // TestRecountThatFails checks that a volume that cannot be counted says so, and is mended by a check.
 func TestRecountThatFails(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "pool")
-	if _, err := Init(dir); err != nil {
-		t.Fatal(err)
-	}
-	p := reopen(t, dir)
 	ctx := context.Background()
-	if _, err := p.Create(ctx, "v", CreateOptions{Bytes: 4 << 20}); err != nil {
-		t.Fatal(err)
-	}
+	dir, p := poolOf(t, "v")
 	if err := p.store.SetDirty("v", p.bootID); err != nil {
 		t.Fatal(err)
 	}
@@ -235,17 +230,8 @@ func TestRecountThatFails(t *testing.T) {
 // transport has threads, and uses another volume meanwhile.
 func TestRecountHoldsUpNobodyElse(t *testing.T) {
 	const writers = 100
-	dir, mnt := filepath.Join(t.TempDir(), "pool"), t.TempDir()
-	if _, err := Init(dir); err != nil {
-		t.Fatal(err)
-	}
-	ctx := context.Background()
-	p := reopen(t, dir)
-	for _, name := range []string{"counted", "other"} {
-		if _, err := p.Create(ctx, name, CreateOptions{Bytes: 4 << 20}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	ctx, mnt := context.Background(), t.TempDir()
+	dir, p := poolOf(t, "counted", "other")
 	if err := p.store.SetDirty("counted", p.bootID); err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 
@@ -102,21 +101,15 @@ func (p *Pool) Mount(o MountOptions) error {
 	return nil
 }
 
-// checkMountpoint refuses one in the pool: the pool would hold itself. Only the
-// parent is resolved: the place itself may be a dead mount, which answers nothing.
+// checkMountpoint refuses one in the pool: the pool would hold itself.
 func (p *Pool) checkMountpoint(mountpoint string) error {
 	if mountpoint == "" {
 		return fmt.Errorf("%w: no mount point given", ErrInvalid)
 	}
-	abs, err := filepath.Abs(mountpoint)
-	if err != nil {
-		return err
-	}
-	parent, err := filepath.EvalSymlinks(filepath.Dir(abs))
+	at, err := transport.ResolveMountpoint(mountpoint)
 	if err != nil {
 		return fmt.Errorf("mount point %s: %w", mountpoint, err)
 	}
-	at := filepath.Join(parent, filepath.Base(abs))
 	if at == p.dir || strings.HasPrefix(at, p.dir+"/") {
 		return fmt.Errorf("%w: mount point %s is inside the pool %s", ErrInvalid, mountpoint, p.dir)
 	}

@@ -37,7 +37,7 @@ var (
 	ErrBelowUse = quota.ErrBelowUse
 	// ErrInvalid is returned for a name, size or number that cannot be.
 	ErrInvalid = errors.New("invalid argument")
-	// ErrNoRoom is returned when the pool's disk is too full for another volume's records.
+	// ErrNoRoom is returned when the disk is too full for the records of what was asked.
 	ErrNoRoom = meta.ErrNoRoom
 	// ErrMissing is returned when a volume's directory is gone from the pool.
 	ErrMissing = errors.New("volume's directory is missing")

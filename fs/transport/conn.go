@@ -76,7 +76,7 @@ func Mount(fs fuse.RawFileSystem, o Options) (*Conn, error) {
 	if err := tryThread(); err != nil {
 		return nil, err
 	}
-	mountpoint, err := resolveMountpoint(o.Mountpoint)
+	mountpoint, err := ResolveMountpoint(o.Mountpoint)
 	if err != nil {
 		return nil, fmt.Errorf("mount point: %w", err)
 	}

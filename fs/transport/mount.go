@@ -11,9 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// resolveMountpoint returns the path that mountinfo will show. It asks nothing of
+// ResolveMountpoint returns the path that mountinfo will show: absolute, the
+// links above it resolved. A mount point that is itself a link is refused. It asks nothing of
 // the filesystem that may already be mounted there: that one may be dead or hung.
-func resolveMountpoint(path string) (string, error) {
+func ResolveMountpoint(path string) (string, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return "", err
@@ -134,7 +135,7 @@ func Mounts(f MountFilter) ([]MountEntry, error) {
 // The mount point is not touched: see Mounts.
 func StaleMounts(mountpoint string) ([]MountEntry, error) {
 	if mountpoint != "" {
-		resolved, err := resolveMountpoint(mountpoint)
+		resolved, err := ResolveMountpoint(mountpoint)
 		if errors.Is(err, os.ErrNotExist) {
 			return nil, nil
 		}
