@@ -59,6 +59,37 @@ func TestRename(t *testing.T) {
 	})
 }
 
+// TestRenameChangesCtime holds what pjdfstest asks of file systems that it knows
+// by name only: a rename is a change of status, as on ext4, xfs and btrfs.
+func TestRenameChangesCtime(t *testing.T) {
+	each(t, func(t *testing.T, dir string) {
+		old, renamed := filepath.Join(dir, "old"), filepath.Join(dir, "renamed")
+		changed := func(path string) int64 {
+			var st unix.Stat_t
+			kit.OK(t, unix.Lstat(path, &st))
+			return st.Ctim.Nano()
+		}
+		for what, create := range map[string]func() error{
+			"file":      func() error { return os.WriteFile(old, nil, 0o644) },
+			"directory": func() error { return os.Mkdir(old, 0o755) },
+			"symlink":   func() error { return os.Symlink("nowhere", old) },
+			"FIFO":      func() error { return unix.Mkfifo(old, 0o644) },
+		} {
+			kit.OK(t, create())
+			before := changed(old)
+			for after := before; after == before; { // the clock of inodes ticks coarsely
+				kit.OK(t, unix.Rename(old, renamed))
+				after = changed(renamed)
+				if after < before {
+					t.Fatalf("%s: the change time went back", what)
+				}
+				kit.OK(t, unix.Rename(renamed, old))
+			}
+			kit.OK(t, os.Remove(old))
+		}
+	})
+}
+
 func TestTmpfile(t *testing.T) {
 	each(t, func(t *testing.T, dir string) {
 		open := func(flags int) *os.File {
