@@ -250,8 +250,8 @@ type snapshot struct {
 // snapshot, sync, and then, if the snapshot still holds, the record. The sync
 // comes first so that after a power cut the disk holds what the record says.
 func (p *Pool) checkpoint(volumes []*volume) error {
-	p.checkpointNow.Lock()
-	defer p.checkpointNow.Unlock()
+	p.checkpointing.Lock()
+	defer p.checkpointing.Unlock()
 	var snapshots []snapshot
 	var errs []error
 	for _, v := range volumes {

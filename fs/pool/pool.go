@@ -67,20 +67,20 @@ type Pool struct {
 	bootID          string
 	step            func(name string)
 
-	lock                     *os.File
-	root                     *os.File
-	volumesDir, orphansDir   *os.File
-	trash                    trash
-	rule                     quota.Rule
-	store                    *meta.Store
-	fs                       *fs.FS
-	names                    nameLocks
-	mount                    mount
-	ctx                      context.Context // ends with Close
-	cancel                   context.CancelFunc
-	background               sync.WaitGroup
-	counting                 chan struct{} // holds a token for each recount that may run at a time
-	checkpointNow, closeOnce sync.Mutex
+	lock                   *os.File
+	root                   *os.File
+	volumesDir, orphansDir *os.File
+	trash                  trash
+	rule                   quota.Rule
+	store                  *meta.Store
+	fs                     *fs.FS
+	names                  nameLocks
+	mount                  mount
+	ctx                    context.Context // ends with Close
+	cancel                 context.CancelFunc
+	background             sync.WaitGroup
+	counting               chan struct{} // holds a token for each recount that may run at a time
+	checkpointing, closing sync.Mutex    // one at a time each
 
 	mu      sync.Mutex         // guards what follows
 	volumes map[string]*volume // those that are recorded as ready
@@ -216,8 +216,8 @@ func lockFile(path string) (*os.File, error) {
 // records the use of every volume that it knows, and lets go of the pool. What
 // it could not finish, the next Open does.
 func (p *Pool) Close() error {
-	p.closeOnce.Lock()
-	defer p.closeOnce.Unlock()
+	p.closing.Lock()
+	defer p.closing.Unlock()
 	p.mu.Lock()
 	done := p.closed
 	p.closed = true

@@ -30,12 +30,9 @@ func seeded(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 0))
 }
 
-// dead tells whether an error is what a mount without a daemon answers. ENOMEM
-// was seen once, from symlink(2) in the moment of the kill: the kernel has it for
-// a create whose reply came and whose inode it then could not make.
+// dead tells whether an error is what a mount without a daemon answers.
 func dead(err error) bool {
 	return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) || errors.Is(err, unix.ENODEV) ||
-		errors.Is(err, unix.ENOMEM) ||
 		errors.Is(err, os.ErrDeadlineExceeded)
 }
 

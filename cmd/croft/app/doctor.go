@@ -114,6 +114,7 @@ func (a *App) diagnose(ctx context.Context, dir string) diagnosis {
 		d.FS, features, err = pool.Probe(dir)
 		d.Checks = append(d.Checks, features...)
 		if err != nil {
+			gate = false
 			d.add("filesystem of "+dir, pool.Required, err, "")
 		}
 		for _, f := range features {
@@ -122,7 +123,7 @@ func (a *App) diagnose(ctx context.Context, dir string) diagnosis {
 			}
 		}
 	}
-	d.WhyNot = whyNot(passthrough, gate && err == nil)
+	d.WhyNot = whyNot(passthrough, gate)
 	return d
 }
 

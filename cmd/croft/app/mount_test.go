@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"math"
 	"os"
 	"strings"
 	"sync"
@@ -66,6 +68,7 @@ type daemonTest struct {
 	log     *syncBuffer
 	states  *syncBuffer
 	runDir  string
+	inUse   int // how often the second pool is in use before it can be opened
 }
 
 // syncBuffer may be written to and read at a time.
@@ -115,6 +118,10 @@ func (d *daemonTest) start() {
 			if o.Dir == d.a.info.Dir {
 				return d.a, nil
 			}
+			if d.inUse > 0 {
+				d.inUse--
+				return nil, fmt.Errorf("pool %s: %w", o.Dir, pool.ErrInUse)
+			}
 			return d.b, nil
 		},
 	}
@@ -149,6 +156,28 @@ func (d *daemonTest) eventually(what string, ok func() bool) {
 		if time.Now().After(deadline) {
 			d.t.Fatalf("never happened: %s\n%s", what, d.log)
 		}
+	}
+}
+
+// TestServeWaitsForACommand has the second pool held by a volume command: for a
+// moment, and for longer than the daemon waits.
+func TestServeWaitsForACommand(t *testing.T) {
+	d := newDaemonTest(t)
+	d.inUse = 1
+	d.start()
+	d.waitReady()
+	d.signals <- unix.SIGTERM
+	if err := d.waitEnd(); err != nil {
+		t.Error(err)
+	}
+	d = newDaemonTest(t)
+	d.inUse = math.MaxInt
+	d.start()
+	if err := d.waitEnd(); !errors.Is(err, pool.ErrInUse) {
+		t.Errorf("%v", err)
+	}
+	if d.a.called("mount /mnt/a") {
+		t.Error("one pool was mounted though the other could not be opened")
 	}
 }
 
