@@ -2,6 +2,7 @@ package transport
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -27,8 +28,11 @@ import (
 // guardEnv makes the test binary run as the guard of the process it names.
 const guardEnv = "CROFT_TRANSPORT_TEST_GUARD"
 
+// fusectlEnv is a place to look for the connections beside the usual one.
+const fusectlEnv = "CROFT_TRANSPORT_TEST_FUSECTL"
+
 // fusectl is where the connections are; TestMain mounts one if there is none.
-var fusectl = "/sys/fs/fuse/connections"
+var fusectl = cmp.Or(os.Getenv(fusectlEnv), "/sys/fs/fuse/connections")
 
 // guard tells the guarding process which connections are this process's.
 var guard struct {
@@ -198,7 +202,7 @@ func TestGuard(t *testing.T) {
 	requireFuse(t)
 	dir := t.TempDir()
 	child := exec.Command("/proc/self/exe", "-test.run=^TestGuard$")
-	child.Env = append(os.Environ(), "CROFT_TRANSPORT_TEST_HANG=1", "TMPDIR="+dir, "GOTMPDIR="+dir)
+	child.Env = append(os.Environ(), "CROFT_TRANSPORT_TEST_HANG=1", fusectlEnv+"="+fusectl, "TMPDIR="+dir, "GOTMPDIR="+dir)
 	t.Cleanup(func() { // before dir is removed, which would ask the mount
 		entries, err := Mounts(MountFilter{})
 		found := 0
