@@ -58,8 +58,17 @@ func fillAttr(a *fuse.Attr, st *unix.Stat_t) {
 func fillEntry(out *fuse.EntryOut, n *node, st *unix.Stat_t) {
 	out.NodeId = n.id
 	out.SetEntryTimeout(cacheTimeout)
-	out.SetAttrTimeout(cacheTimeout)
+	out.SetAttrTimeout(n.attrTimeout())
 	fillAttr(&out.Attr, st)
+}
+
+// attrTimeout is how long the kernel may keep the attributes: stores by way of a
+// passed mapping change the times and tell nobody.
+func (n *node) attrTimeout() time.Duration {
+	if n.shared.Load() {
+		return storeTimeout
+	}
+	return cacheTimeout
 }
 
 // rootStat makes up the attributes of the directory that lists the volumes.
@@ -101,7 +110,7 @@ func (f *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) f
 		return toStatus(err)
 	}
 	fillAttr(&out.Attr, &st)
-	out.SetTimeout(cacheTimeout)
+	out.SetTimeout(n.attrTimeout())
 	return fuse.OK
 }
 
@@ -132,7 +141,7 @@ func (f *FS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse
 		stx.Nlink = 0
 	}
 	out.FromStatx(&stx)
-	out.SetTimeout(cacheTimeout)
+	out.SetTimeout(n.attrTimeout())
 	return fuse.OK
 }
 
@@ -179,7 +188,7 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 		return toStatus(err)
 	}
 	fillAttr(&out.Attr, &st)
-	out.SetTimeout(cacheTimeout)
+	out.SetTimeout(n.attrTimeout())
 	return fuse.OK
 }
 
@@ -266,6 +275,9 @@ func (f *FS) truncateLocked(n *node, fd int, size uint64) error {
 		}
 	}
 	grows := size > n.size
+	if grows && n.shared.Load() {
+		return f.fillGapLocked(n, fd, size)
+	}
 	if grows {
 		if err := f.dropSpeculationLocked(n, fd, f.roundUp(size)); err != nil {
 			return err

@@ -6,28 +6,51 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
 // describe returns what identifies the inode behind fd, and its attributes.
 func describe(fd int) (handleKey, unix.Stat_t, error) {
-	var key handleKey
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return key, st, err
+		return handleKey{}, st, err
 	}
-	h, _, err := unix.NameToHandleAt(fd, "", unix.AT_EMPTY_PATH)
+	key, err := handleAt(fd, "", unix.AT_EMPTY_PATH)
+	return key, st, err
+}
+
+// describeAt is describe for a name in a directory. Nothing may change what the
+// name leads to meanwhile; the kernel's lock of the directory, which it holds
+// during LOOKUP, READDIRPLUS and whatever changes names, sees to that.
+func describeAt(dirfd int, name string) (handleKey, unix.Stat_t, error) {
+	var st unix.Stat_t
+	key, err := handleAt(dirfd, name, 0)
+	if err == nil {
+		err = unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	return key, st, err
+}
+
+// handleAt is name_to_handle_at(2). EOVERFLOW for a handle longer than maxHandle.
+func handleAt(dirfd int, name string, flags int) (handleKey, error) {
+	path, err := unix.BytePtrFromString(name)
 	if err != nil {
-		return key, st, err
+		return handleKey{}, err
 	}
-	if h.Size() > maxHandle {
-		return key, st, unix.EOVERFLOW
+	var mount int32
+	h := struct { // struct file_handle
+		bytes uint32
+		typ   int32
+		data  [maxHandle]byte
+	}{bytes: maxHandle}
+	_, _, errno := unix.Syscall6(unix.SYS_NAME_TO_HANDLE_AT, uintptr(dirfd), uintptr(unsafe.Pointer(path)),
+		uintptr(unsafe.Pointer(&h)), uintptr(unsafe.Pointer(&mount)), uintptr(flags), 0)
+	if errno != 0 {
+		return handleKey{}, errno
 	}
-	key.typ = h.Type()
-	key.len = uint8(h.Size())
-	copy(key.data[:], h.Bytes())
-	return key, st, nil
+	return handleKey{typ: h.typ, len: uint8(h.bytes), data: h.data}, nil
 }
 
 // openNode opens a node's inode. flags other than O_PATH are only given for

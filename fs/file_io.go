@@ -40,6 +40,9 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 				return err
 			}
 		}
+		if err := f.fillGapLocked(n, h.fd, in.Offset); err != nil {
+			return err
+		}
 		written, err = f.growLocked(n, h.fd, in.Offset, uint64(len(data)), true, func(length uint64) (uint64, error) {
 			return pwrite(h.fd, data[:length], in.Offset)
 		})
@@ -106,6 +109,11 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 		if err := f.loadLocked(n, h.fd); err != nil {
 			return err
 		}
+		if !keep {
+			if err := f.fillGapLocked(n, h.fd, off); err != nil {
+				return err
+			}
+		}
 		beyond := keep && f.roundUp(off+length) > f.chargedEndLocked(n)
 		_, err := f.growLocked(n, h.fd, off, length, false, func(uint64) (uint64, error) {
 			if beyond {
@@ -144,6 +152,12 @@ func (f *FS) punchLocked(n *node, fd int, mode uint32, off, length uint64) error
 	}
 	// Without the blocks at either end that are holes already (see holeAtLocked).
 	end := off + length
+	if n.shared.Load() { // zeros do instead of a hole
+		if end = min(end, n.size); off >= end {
+			return nil
+		}
+		return fallocate(fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, end-off)
+	}
 	if hole, err := f.holeAtLocked(n, fd, off); err != nil {
 		return err
 	} else if hole {
@@ -199,6 +213,9 @@ func (f *FS) copyLocked(n *node, src, dst *file, in *fuse.CopyFileRangeIn) (copi
 		if err := dropSetID(dst.fd); err != nil {
 			return 0, err
 		}
+	}
+	if n.shared.Load() {
+		return 0, unix.EXDEV // it could bring holes along; the kernel copies by itself then
 	}
 	if err := f.loadLocked(n, dst.fd); err != nil {
 		return 0, err

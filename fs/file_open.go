@@ -23,18 +23,9 @@ func openFlags(flags uint32) int {
 	return access | int(flags)&(unix.O_SYNC|unix.O_DSYNC|unix.O_NOATIME)
 }
 
-// fileOpenOut is how the kernel is to treat an open file: everything comes to
-// the daemon, and the page cache stays valid between opens because nobody else
-// changes the file. Here the open modes with passthrough will be chosen.
-func fileOpenOut(out *fuse.OpenOut, fh uint64) {
-	out.Fh = fh
-	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
-}
-
-// addHandle makes a handle of fd, which belongs to it from then on.
-func (f *FS) addHandle(n *node, fd int, flags uint32) uint64 {
-	n.vol.openings.Add(1)
-	return f.handles.add(&file{node: n, fd: fd, flags: flags})
+func (f *FS) addHandle(h *file) uint64 {
+	h.node.vol.openings.Add(1)
+	return f.handles.add(h)
 }
 
 // Open serves open(2) of a regular file. It holds node.mu, so that an unlink
@@ -44,32 +35,30 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	fh, err := f.open(n, in.Flags)
-	if err != nil {
-		return toStatus(err)
-	}
-	fileOpenOut(out, fh)
-	return fuse.OK
+	return toStatus(f.open(n, in.Flags, out))
 }
 
-func (f *FS) open(n *node, flags uint32) (uint64, error) {
+func (f *FS) open(n *node, flags uint32, out *fuse.OpenOut) error {
 	if !n.isRegular() {
-		return 0, unix.EINVAL
+		return unix.EINVAL
 	}
 	if err := f.handleRoom(n.vol); err != nil {
-		return 0, err
+		return err
 	}
 	n.mu.Lock()
+	if n.opensStore(flags) { // which may allocate
+		n.mu.Unlock()
+		if err := n.vol.begin(); err != nil {
+			return err
+		}
+		defer n.vol.end()
+		n.mu.Lock()
+	}
 	defer n.mu.Unlock()
 	if n.lostLocked() {
-		return 0, unix.ESTALE
+		return unix.ESTALE
 	}
-	fd, err := f.openNode(n, openFlags(flags))
-	if err != nil {
-		return 0, err
-	}
-	n.opens++
-	return f.addHandle(n, fd, flags), nil
+	return f.openFileLocked(n, flags, out)
 }
 
 // Create serves open(2) with O_CREAT for a name that is not there.
@@ -87,11 +76,10 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		})
 		return fd, err
 	}, func(n *node, st *unix.Stat_t, fd int) {
-		n.mu.Lock()
-		n.opens++
-		n.mu.Unlock()
 		fillEntry(&out.EntryOut, n, st)
-		fileOpenOut(&out.OpenOut, f.addHandle(n, fd, in.Flags))
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		f.openedLocked(&file{node: n, fd: fd, flags: in.Flags}, &out.OpenOut)
 	})
 	if errors.Is(err, unix.EEXIST) && in.Flags&unix.O_EXCL == 0 {
 		// The kernel took the name for absent, so it has not checked whether
@@ -117,37 +105,34 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 		if err != nil {
 			return -1, err
 		}
-		orphan = f.orphanName(fd)
-		err = f.withFD(d.node.vol.orphans, func(orphans int) error {
-			return unix.Linkat(fd, "", orphans, orphan, unix.AT_EMPTY_PATH)
-		})
+		var st unix.Stat_t
+		err = unix.Fstat(fd, &st)
+		orphan = orphanName(st.Ino)
+		if err == nil {
+			err = f.withFD(d.node.vol.orphans, func(orphans int) error {
+				return unix.Linkat(fd, "", orphans, orphan, unix.AT_EMPTY_PATH)
+			})
+		}
 		if err != nil {
 			syscall.Close(fd)
 			return -1, err
 		}
 		return fd, nil
 	}, func(n *node, st *unix.Stat_t, fd int) {
-		n.mu.Lock()
-		n.opens++
-		n.setOrphanLocked(orphan)
-		n.exclusive = in.Flags&unix.O_EXCL != 0
-		n.mu.Unlock()
 		st.Nlink = 0
 		fillEntry(&out.EntryOut, n, st)
-		fileOpenOut(&out.OpenOut, f.addHandle(n, fd, in.Flags))
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.setOrphanLocked(orphan)
+		n.exclusive = in.Flags&unix.O_EXCL != 0
+		f.openedLocked(&file{node: n, fd: fd, flags: in.Flags}, &out.OpenOut)
 	})
 	return toStatus(err)
 }
 
-// orphanName names the inode behind fd in the orphans directory: by its inode
-// number, which no other file there can have.
-func (f *FS) orphanName(fd int) string {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return "0" // linkat of the same descriptor fails as well
-	}
-	return strconv.FormatUint(st.Ino, 16)
-}
+// orphanName names an inode in the orphans directory: by its inode number,
+// which no other file there can have.
+func orphanName(ino uint64) string { return strconv.FormatUint(ino, 16) }
 
 // Release serves the last close of an open file.
 func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) { f.release(in.Fh) }
@@ -178,7 +163,7 @@ func (f *FS) release(fh uint64) {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.opens--; n.opens > 0 || err != nil {
+	if f.closedLocked(n); n.opens > 0 || err != nil {
 		return // opened again; or the volume was removed, its trees go as a whole
 	}
 	if n.grave >= 0 {
@@ -200,7 +185,7 @@ func (f *FS) lastOfNameless(n *node) bool {
 	if n.opens == 1 && (n.orphan != "" || n.grave >= 0 || n.held != (quota.Usage{})) {
 		return true
 	}
-	n.opens--
+	f.closedLocked(n)
 	return false
 }
 
@@ -209,11 +194,15 @@ func (f *FS) reapLocked(n *node) error {
 	if n.orphan != "" {
 		return f.removeOrphanLocked(n)
 	}
+	f.freeHeldLocked(n)
+	return nil
+}
+
+func (f *FS) freeHeldLocked(n *node) {
 	held := n.held
 	n.held = quota.Usage{}
 	n.vol.float(held, -1)
 	n.vol.ledger.Settle(quota.Usage{}, quota.Delta{Bytes: -int64(held.Bytes), Inodes: -int64(held.Inodes)})
-	return nil
 }
 
 // removeOrphanLocked frees an orphan that nobody has open any more, and credits
@@ -225,7 +214,7 @@ func (f *FS) removeOrphanLocked(n *node) error {
 	}
 	w := &victim{n: n, fd: fd}
 	defer w.close()
-	if err := f.loadVictimLocked(w); err != nil {
+	if err := errors.Join(unix.Fstat(fd, &w.st), f.loadVictimLocked(w)); err != nil {
 		return err
 	}
 	err = f.withFD(n.vol.orphans, func(orphans int) error { return unix.Unlinkat(orphans, n.orphan, 0) })

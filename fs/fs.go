@@ -25,6 +25,9 @@ const (
 	// Nobody but this mount changes a volume's tree, so it is long.
 	cacheTimeout = time.Hour
 
+	// storeTimeout is that for the attributes of a file that mappings store into.
+	storeTimeout = time.Second
+
 	// maxCopy bounds one copy_file_range request, in bytes; callers loop.
 	maxCopy = 64 << 20
 
@@ -47,14 +50,6 @@ type Options struct {
 	Logger *zap.Logger
 }
 
-// Notifier tells the kernel to forget what it has cached.
-// fs/transport's Conn is one.
-type Notifier interface {
-	NotifyInvalEntry(parent uint64, name string) error
-	NotifyInvalInode(node uint64, off, length int64) error
-	NotifyDelete(parent, child uint64, name string) error
-}
-
 // FS serves a pool's volumes. Its fuse.RawFileSystem methods are called by the
 // transport, each on an OS thread of its own that holds fs capabilities,
 // umask 0 and an unshared fs_struct; they may be called concurrently.
@@ -75,7 +70,7 @@ type FS struct {
 	dirs    dirCache
 	handles handleTable
 
-	notifier atomic.Pointer[Notifier]
+	kernel atomic.Pointer[attachment]
 
 	// mu guards volumes.
 	mu      sync.RWMutex
@@ -118,13 +113,13 @@ func New(o Options) (*FS, error) {
 	return f, nil
 }
 
-// SetNotifier says where cache invalidations go; call it once mounted.
-func (f *FS) SetNotifier(n Notifier) { f.notifier.Store(&n) }
-
 // Close closes every descriptor. Call it when the transport has ended.
 func (f *FS) Close() error {
 	for _, h := range f.handles.drain() {
 		h.close()
+		h.node.mu.Lock()
+		f.closedLocked(h.node)
+		h.node.mu.Unlock()
 	}
 	f.dirs.purge(nil)
 	f.mu.Lock()

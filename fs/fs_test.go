@@ -27,7 +27,9 @@ type mounted struct {
 
 // mount serves one volume and checks at the end of the test that the ledger
 // agrees with the disk.
-func mount(t *testing.T, limit quota.Usage) *mounted {
+func mount(t *testing.T, limit quota.Usage) *mounted { return mountTier(t, limit, fs.TierRead) }
+
+func mountTier(t *testing.T, limit quota.Usage, tier fs.Tier) *mounted {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("this test mounts: run it as root, with /dev/fuse")
@@ -63,7 +65,7 @@ func mount(t *testing.T, limit quota.Usage) *mounted {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.fs.SetNotifier(conn)
+	m.fs.Attach(conn, tier)
 	served := make(chan error, 1)
 	go func() { served <- conn.Serve() }()
 	if err := conn.DisablePoll(); err != nil { // this process uses its own mount

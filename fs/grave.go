@@ -3,8 +3,6 @@ package fs
 import (
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/croftfs/croft/quota"
 )
 
@@ -33,10 +31,7 @@ func (f *FS) buryLocked(w *victim) bool {
 	if len(v.graves) >= maxGraves {
 		return false
 	}
-	st := w.st
-	_ = unix.Fstat(w.fd, &st)
-	st.Nlink = 0
-	n.setGoneLocked(&st)
+	n.setGoneLocked(w.lastStat())
 	n.grave, w.fd = w.fd, -1
 	v.graves[n] = struct{}{}
 	return true
@@ -85,7 +80,9 @@ func (f *FS) emptyGraveLocked(n *node) {
 		f.log.Sugar().Errorw("charge of a replaced file", "volume", n.vol.id, "error", err)
 	}
 	n.closeGraveLocked()
-	n.vol.ledger.Settle(quota.Usage{}, quota.Delta{Bytes: -int64(n.charge), Inodes: -1})
+	if !f.lingersLocked(n) {
+		n.vol.ledger.Settle(quota.Usage{}, quota.Delta{Bytes: -int64(n.charge), Inodes: -1})
+	}
 }
 
 func (n *node) closeGraveLocked() {

@@ -16,6 +16,8 @@ type file struct {
 	// mu is held shared while fd is used, exclusively to close it.
 	mu sync.RWMutex
 	fd int // -1 once closed
+	// borrowed tells that fd is the node's backing file's.
+	borrowed bool
 
 	dir dirStream // directories only
 }
@@ -23,10 +25,10 @@ type file struct {
 func (h *file) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.fd >= 0 {
+	if h.fd >= 0 && !h.borrowed {
 		syscall.Close(h.fd)
-		h.fd = -1
 	}
+	h.fd = -1
 }
 
 // use pins the descriptor; done must follow when it returns nil. ESTALE when

@@ -42,6 +42,18 @@ type node struct {
 	mu sync.Mutex
 	// opens counts open handles.
 	opens int
+	// io is how the kernel does I/O on the open files, backing what it does it
+	// on in ioPassed. See open_mode.go, for the next four as well.
+	io      ioMode
+	backing backing
+	// passed tells that the file was passed through since the kernel knows the node.
+	passed bool
+	// stale tells that the mount's page cache may be behind the file.
+	stale bool
+	// shared tells that mappings may store into the backing file. It is read without mu.
+	shared atomic.Bool
+	// lingers tells that the removed inode is still mapped: held is its charge.
+	lingers bool
 	// orphan is the name in the volume's orphans directory; empty when the
 	// inode has its names in the tree.
 	orphan string
@@ -51,7 +63,8 @@ type node struct {
 	exclusive bool
 	// gone holds the last attributes once the last name went and no orphan was kept.
 	gone *unix.Stat_t
-	// held is what a removed but open directory is charged until the last close.
+	// held is what a removed but open directory is charged until the last close,
+	// and a lingering file until it is forgotten.
 	held quota.Usage
 
 	// grave is a descriptor (O_PATH) that keeps a replaced inode until the
@@ -206,6 +219,8 @@ func (f *FS) Forget(nodeid, nlookup uint64) {
 	case n == nil:
 	case n.isDir():
 		f.dirs.drop(n)
+	case n.nameless.Load() && n.lingering():
+		f.reapForgotten(n)
 	case n.nameless.Load() && n.vol.gate.TryRLock(): // else Quiesce empties the graves
 		f.emptyGraves(n.vol, n)
 		n.mu.Lock() // a last close may have buried it meanwhile
@@ -226,7 +241,15 @@ func (n *node) setOrphanLocked(name string) {
 
 // lostLocked tells that the inode is no more, and its charge given back: it must
 // not be used, though a descriptor on it could still be had for a moment.
-func (n *node) lostLocked() bool { return n.gone != nil && n.grave < 0 && n.held == (quota.Usage{}) }
+func (n *node) lostLocked() bool {
+	return n.gone != nil && n.grave < 0 && (n.lingers || n.held == (quota.Usage{}))
+}
+
+func (n *node) lingering() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.lingers
+}
 
 // setGoneLocked records the last attributes of an inode that is no more.
 func (n *node) setGoneLocked(st *unix.Stat_t) {

@@ -3,6 +3,7 @@ package fs
 import (
 	"errors"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -51,12 +52,7 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 
 // lookupChild fills out for a name and counts a lookup of its node.
 func (f *FS) lookupChild(d *dirFD, name string, out *fuse.EntryOut) error {
-	fd, err := openChild(d.fd, name)
-	if err != nil {
-		return err
-	}
-	defer syscall.Close(fd)
-	key, st, err := describe(fd)
+	key, st, err := describeAt(d.fd, name)
 	if err != nil {
 		return err
 	}
@@ -263,23 +259,29 @@ func (f *FS) link(n *node, d *dirFD, name string) error {
 }
 
 // victim is what a name leads to while it is about to lose that name.
+//
+// st stays true until then, but for the times: the kernel holds the lock of the
+// inode whenever one of its names is made or taken (vfs_link, vfs_unlink and
+// vfs_rename in fs/namei.c).
 type victim struct {
 	n  *node
-	fd int // O_PATH; -1 once closed
 	st unix.Stat_t
+	fd int // O_PATH; -1 when it is not open
 }
 
 func (f *FS) victim(d *dirFD, name string) (*victim, error) {
-	fd, err := openChild(d.fd, name)
+	key, st, err := describeAt(d.fd, name)
 	if err != nil {
 		return nil, err
 	}
-	key, st, err := describe(fd)
-	if err != nil {
-		syscall.Close(fd)
-		return nil, err
+	return &victim{n: f.nodes.find(d.node.vol, key, st.Mode), st: st, fd: -1}, nil
+}
+
+func (f *FS) openVictim(w *victim) (err error) {
+	if w.fd < 0 {
+		w.fd, err = f.openNode(w.n, unix.O_PATH)
 	}
-	return &victim{n: f.nodes.find(d.node.vol, key, st.Mode), fd: fd, st: st}, nil
+	return err
 }
 
 func (w *victim) close() {
@@ -289,18 +291,20 @@ func (w *victim) close() {
 	}
 }
 
-// loadVictimLocked makes the victim's charge and its attributes known, of which the
-// number of links may have changed since it was found.
+// loadVictimLocked makes the victim's charge known.
 func (f *FS) loadVictimLocked(w *victim) error {
-	if err := unix.Fstat(w.fd, &w.st); err != nil {
+	n := w.n
+	if n.charged {
+		return nil
+	}
+	err := f.openVictim(w)
+	if err != nil {
 		return err
 	}
-	n := w.n
-	if n.charged || n.unsure {
+	if n.unsure {
 		return f.loadLocked(n, w.fd)
 	}
 	// Only the charge is wanted: charged stays false.
-	var err error
 	_, n.charge, _, err = f.measure(w.fd)
 	return err
 }
@@ -321,10 +325,7 @@ func (f *FS) removedLocked(w *victim) {
 		n.settleLocked(0, -quota.LinkCharge)
 		return
 	}
-	st := w.st
-	_ = unix.Fstat(w.fd, &st) // with the new change time; the old ones do as well
-	st.Nlink = 0
-	n.setGoneLocked(&st)
+	n.setGoneLocked(w.lastStat())
 	if n.isDir() {
 		f.dirs.drop(n)
 		if n.opens > 0 {
@@ -334,7 +335,17 @@ func (f *FS) removedLocked(w *victim) {
 		}
 	}
 	w.close()
-	ledger.Settle(quota.Usage{}, quota.Delta{Bytes: -int64(n.charge), Inodes: -1})
+	if !f.lingersLocked(n) {
+		ledger.Settle(quota.Usage{}, quota.Delta{Bytes: -int64(n.charge), Inodes: -1})
+	}
+}
+
+// lastStat returns the attributes of an inode that has just lost its last name.
+func (w *victim) lastStat() *unix.Stat_t {
+	st := w.st
+	st.Nlink = 0
+	st.Ctim = unix.NsecToTimespec(time.Now().UnixNano())
+	return &st
 }
 
 // Unlink serves unlink(2). The last name of an open file becomes a name in the
@@ -383,7 +394,7 @@ func (f *FS) remove(parent uint64, name string, flags int) error {
 		return err
 	}
 	if w.orphanedLocked() {
-		orphan := f.orphanName(w.fd)
+		orphan := orphanName(w.st.Ino)
 		err := f.withFD(n.vol.orphans, func(orphans int) error {
 			return unix.Renameat2(d.fd, name, orphans, orphan, unix.RENAME_NOREPLACE)
 		})
@@ -468,7 +479,7 @@ func (f *FS) replace(w *victim, move func() error) error {
 	n := w.n
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err := f.loadVictimLocked(w); err != nil {
+	if err := errors.Join(f.openVictim(w), f.loadVictimLocked(w)); err != nil {
 		return err
 	}
 	if !w.orphanedLocked() {
@@ -482,7 +493,7 @@ func (f *FS) replace(w *victim, move func() error) error {
 	}
 	// The rename stays one step: the open file gets its second name first, and
 	// a crash between the two leaves an orphan entry that is swept.
-	orphan := f.orphanName(w.fd)
+	orphan := orphanName(w.st.Ino)
 	err := f.withFD(n.vol.orphans, func(orphans int) error {
 		if err := unix.Linkat(w.fd, "", orphans, orphan, unix.AT_EMPTY_PATH); err != nil {
 			return err

@@ -74,7 +74,9 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 		return toStatus(err)
 	}
 	n.opens++
-	out.Fh = f.addHandle(n, fd, in.Flags)
+	out.Fh = f.addHandle(&file{node: n, fd: fd, flags: in.Flags})
+	// Nobody else changes the directory: the kernel may keep what it has read.
+	out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
 	return fuse.OK
 }
 

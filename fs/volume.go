@@ -167,9 +167,9 @@ func (f *FS) RemoveVolume(id string, force bool) error {
 	f.mu.Lock()
 	delete(f.volumes, id)
 	f.mu.Unlock()
-	if n := f.notifier.Load(); n != nil {
+	if k := f.kernel.Load(); k != nil {
 		// ENOENT: the kernel has not heard of it, which is as good.
-		if err := (*n).NotifyInvalEntry(rootIno, id); err != nil && !errors.Is(err, unix.ENOENT) {
+		if err := k.NotifyInvalEntry(rootIno, id); err != nil && !errors.Is(err, unix.ENOENT) {
 			f.log.Sugar().Warnw("invalidate volume", "volume", id, "error", err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/croftfs/croft/fs"
 	"github.com/croftfs/croft/fs/transport"
 )
 
@@ -20,6 +21,9 @@ var ErrMounted = errors.New("pool is mounted")
 type MountOptions struct {
 	// Mountpoint is an existing directory outside the pool.
 	Mountpoint string
+	// Tier says which reads and writes come to the daemon. Default: the best
+	// tier that works here.
+	Tier fs.Tier
 }
 
 // mount is the pool's mount; a pool is mounted once in the life of a Pool.
@@ -88,7 +92,11 @@ func (p *Pool) Mount(o MountOptions) error {
 	} else if err != nil {
 		return err
 	}
-	p.fs.SetNotifier(conn)
+	tier, whyNot, err := p.chooseTier(conn, o.Tier)
+	if err != nil {
+		return errors.Join(err, conn.Unmount(true), conn.Serve())
+	}
+	p.fs.Attach(conn, tier)
 	p.mount.conn, p.mount.served = conn, make(chan struct{})
 	go func() {
 		err := conn.Serve()
@@ -97,7 +105,8 @@ func (p *Pool) Mount(o MountOptions) error {
 		p.mount.err = err
 		close(p.mount.served)
 	}()
-	p.log.Info("mounted", zap.String("mountpoint", conn.Mountpoint()))
+	p.log.Info("mounted", zap.String("mountpoint", conn.Mountpoint()), zap.String("tier", string(tier)),
+		zap.NamedError("why_not_better", whyNot))
 	return nil
 }
 

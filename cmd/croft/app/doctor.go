@@ -17,16 +17,13 @@ import (
 	"github.com/croftfs/croft/quota"
 )
 
-// tierDaemon is how this version serves: see the package's ARCHITECTURE.md, "Where the rest will go".
-const tierDaemon = "daemon"
-
 // diagnosis is what the doctor has to say.
 type diagnosis struct {
 	Kernel string         `json:"kernel"`
 	Dir    string         `json:"dir,omitempty"`        // that was tested
 	FS     string         `json:"filesystem,omitempty"` // of Dir
 	Checks []pool.Feature `json:"checks"`
-	Tier   string         `json:"tier"`
+	Tier   fs.Tier        `json:"tier"`
 	WhyNot []string       `json:"why_not_more"` // reasons for no better tier
 }
 
@@ -99,7 +96,7 @@ func (a *App) doctorDir(ctx context.Context) string {
 }
 
 func (a *App) diagnose(ctx context.Context, dir string) diagnosis {
-	d := diagnosis{Kernel: kernelRelease(), Dir: dir, Tier: tierDaemon}
+	d := diagnosis{Kernel: kernelRelease(), Dir: dir, Tier: fs.TierDaemon}
 	d.add("root", pool.Required, a.requireRoot(), "")
 	d.checkPrivileges()
 	d.add("/dev/fuse", pool.Required, openFuse(), "")
@@ -123,22 +120,24 @@ func (a *App) diagnose(ctx context.Context, dir string) diagnosis {
 			}
 		}
 	}
+	if passthrough {
+		d.Tier = fs.TierRead
+	}
 	d.WhyNot = whyNot(passthrough, gate)
 	return d
 }
 
-// whyNot says what stands against a tier in which reads and writes stay in the kernel.
+// whyNot says what stands against a tier in which more stays in the kernel.
 func whyNot(passthrough, gate bool) []string {
-	reasons := []string{"this version of croft serves reads and writes through the daemon"}
-	can := func(ok bool, what, need string) string {
-		if ok {
-			return "the host would be ready for " + what
-		}
-		return "not found, and needed for " + what + ": " + need
+	var reasons []string
+	if !passthrough {
+		reasons = append(reasons, "not found, and needed for reads: FUSE passthrough (Linux 6.9, CONFIG_FUSE_PASSTHROUGH)")
 	}
-	return append(reasons,
-		can(passthrough, "passthrough", "FUSE passthrough (Linux 6.9, CONFIG_FUSE_PASSTHROUGH)"),
-		can(gate, "exact limits with it", "fanotify pre-content events (Linux 6.14, and a filesystem that has them)"))
+	reasons = append(reasons, "this version of croft serves writes through the daemon")
+	if gate {
+		return append(reasons, "the host would be ready for exact limits without that")
+	}
+	return append(reasons, "not found, and needed for exact limits without that: fanotify pre-content events (Linux 6.14, and a filesystem that has them)")
 }
 
 func kernelRelease() string {

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
 
+	croftfs "github.com/croftfs/croft/fs"
 	"github.com/croftfs/croft/fs/pool"
 	"github.com/croftfs/croft/fs/transport"
 )
@@ -34,12 +35,16 @@ type mountOptions struct {
 	logFormat *choice
 	logLevel  *choice
 	idleAfter time.Duration
+	tier      *choice
 }
+
+const tierAuto = "auto"
 
 func (a *App) mountCommand() *cobra.Command {
 	o := mountOptions{
 		logFormat: newChoice(logConsole, logJSON),
 		logLevel:  newChoice("info", "debug", "warn", "error"),
+		tier:      newChoice(tierAuto, string(croftfs.TierDaemon), string(croftfs.TierRead)),
 	}
 	cmd := &cobra.Command{
 		Use:   "mount --pool DIR... MOUNTPOINT...",
@@ -65,6 +70,7 @@ func (a *App) mountCommand() *cobra.Command {
 	}
 	o.logFormat.flag(cmd, "log-format", "", "form of the log")
 	o.logLevel.flag(cmd, "log-level", "", "least level of what is logged")
+	o.tier.flag(cmd, "tier", "", "what stays in the kernel: nothing (daemon), or reads of files opened for\nreading only (read); auto is the most that works here")
 	complete(cmd, "idle-after", cobra.NoFileCompletions)
 	complete(cmd, "pool", a.completePools)
 	cmd.Args = func(_ *cobra.Command, args []string) error { return a.checkMountArgs(&o, args) }
@@ -140,6 +146,9 @@ func (a *App) runMount(cmd *cobra.Command, o *mountOptions, args []string) (err 
 		log:       newLogger(log, o.logFormat.word, level),
 		idleAfter: o.idleAfter,
 		ready:     ready,
+	}
+	if o.tier.word != tierAuto {
+		d.tier = croftfs.Tier(o.tier.word)
 	}
 	if err := unix.Chdir("/"); err != nil { // keep no directory busy, least of all a mountpoint
 		return fmt.Errorf("chdir /: %w", err)

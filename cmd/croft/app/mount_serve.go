@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/croftfs/croft/fs"
 	"github.com/croftfs/croft/fs/pool"
 	"github.com/croftfs/croft/fs/pool/control"
 )
@@ -42,6 +43,7 @@ type server struct {
 	app       *App
 	log       *zap.Logger
 	idleAfter time.Duration
+	tier      fs.Tier
 	ready     func(error) // is called with nil when all is mounted
 
 	signals chan os.Signal // default: SIGTERM and SIGINT
@@ -75,7 +77,7 @@ func (d *server) run(ctx context.Context, places []place) error {
 	}
 	d.ready(nil)
 	d.app.notify("READY=1\nSTATUS=" + d.status())
-	d.log.Info("ready", zap.String("tier", tierDaemon), zap.String("version", d.app.version()))
+	d.log.Info("ready", zap.String("version", d.app.version()))
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -121,7 +123,7 @@ func (d *server) start(ctx context.Context, places []place) error {
 		if err := d.interrupted(ctx); err != nil {
 			return err
 		}
-		if err := s.pool.Mount(pool.MountOptions{Mountpoint: s.mountpoint}); err != nil {
+		if err := s.pool.Mount(pool.MountOptions{Mountpoint: s.mountpoint, Tier: d.tier}); err != nil {
 			return fmt.Errorf("mount %s on %s: %w", s.dir, s.mountpoint, err)
 		}
 	}

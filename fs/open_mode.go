@@ -1,0 +1,263 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/quota"
+)
+
+// The kernel can do the I/O of an open file on the backing file by itself
+// (FOPEN_PASSTHROUGH), at the speed of the backing filesystem, and then asks
+// the daemon nothing. A write that it does so cannot be refused, so only files
+// that are opened for reading are passed through. All open files of an inode
+// must agree (fs/fuse/iomode.c, fuse_file_io_open): while one is open through
+// the page cache none can be passed through, and once one is passed through
+// every other must name the same backing file. Who writes to such an inode is
+// given FOPEN_PASSTHROUGH|FOPEN_DIRECT_IO: read(2) and write(2) come to the
+// daemon, only a mapping goes to the backing file.
+//
+// Two things follow from mappings of the backing file, which outlive the last
+// close and of which nobody tells the daemon:
+//   - A shared mapping of a file opened for reading and writing stores into
+//     the backing file, which nothing refuses. So only files without holes are
+//     passed through, and one that was opened so gets no hole any more:
+//     what would make one allocates blocks instead, and charges them
+//     (fillLocked, fillGapLocked).
+//   - A removed file keeps its blocks as long as it is mapped. It stays charged
+//     until the kernel forgets the node, which it does not while a mapping is
+//     there: the backing file holds the path by which it was opened
+//     (backing_file_open in fs/file_table.c). See lingersLocked.
+
+// Tier is how far the daemon is taken out of the data path.
+type Tier string
+
+// The tiers, the slowest first.
+const (
+	// TierDaemon has every read and write come to the daemon.
+	TierDaemon Tier = "daemon"
+	// TierRead passes through what is opened for reading only.
+	TierRead Tier = "read"
+)
+
+// Kernel is the mount's connection; fs/transport's Conn is one.
+type Kernel interface {
+	NotifyInvalEntry(parent uint64, name string) error
+	// OpenBacking registers an open file for passthrough, until CloseBacking.
+	OpenBacking(fd int) (id int32, err error)
+	CloseBacking(id int32) error
+}
+
+// Attach connects the filesystem with its mount; call it before requests are served.
+func (f *FS) Attach(k Kernel, tier Tier) { f.kernel.Store(&attachment{k, tier}) }
+
+type attachment struct {
+	Kernel
+	tier Tier
+}
+
+// TryPassthrough tells whether the kernel would pass through the pool's files.
+func (f *FS) TryPassthrough(k Kernel) error {
+	fd, err := openat(int(f.pool.Fd()), ".", unix.O_TMPFILE|unix.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("a file to try it on: %w", err)
+	}
+	defer syscall.Close(fd)
+	id, err := k.OpenBacking(fd)
+	if err != nil {
+		return err
+	}
+	return k.CloseBacking(id)
+}
+
+// ioMode is what an inode's open files have in common.
+type ioMode uint8
+
+const (
+	ioNone   ioMode = iota // none is open
+	ioCached               // through the page cache of the mount
+	ioPassed               // passed through, or FOPEN_PASSTHROUGH|FOPEN_DIRECT_IO
+)
+
+// backing is the backing file of an inode whose open files are passed through.
+type backing struct {
+	id int32 // by which the kernel knows it
+	fd int   // read-only
+}
+
+func isWriter(flags uint32) bool { return flags&unix.O_ACCMODE != unix.O_RDONLY }
+
+// openFileLocked opens a regular file and fills out. It needs a change to be
+// begun when opensStore says so.
+func (f *FS) openFileLocked(n *node, flags uint32, out *fuse.OpenOut) error {
+	if err := f.chooseModeLocked(n, flags); err != nil {
+		return err
+	}
+	if n.io == ioPassed && !isWriter(flags) {
+		f.openedLocked(&file{node: n, fd: n.backing.fd, flags: flags, borrowed: true}, out)
+		return nil
+	}
+	fd, err := f.openNode(n, openFlags(flags))
+	if err != nil {
+		f.endIOLocked(n)
+		return err
+	}
+	if n.opensStore(flags) {
+		if err := f.fillLocked(n, fd, 0, n.size); err != nil {
+			syscall.Close(fd)
+			return err
+		}
+		n.shared.Store(true)
+	}
+	f.openedLocked(&file{node: n, fd: fd, flags: flags}, out)
+	return nil
+}
+
+// openedLocked makes a handle of an open file, to which its descriptor belongs
+// from then on, and fills out with how the kernel is to treat it.
+func (f *FS) openedLocked(h *file, out *fuse.OpenOut) {
+	n := h.node
+	n.opens++
+	out.Fh = f.addHandle(h)
+	out.OpenFlags = fuse.FOPEN_NOFLUSH
+	if n.io != ioPassed {
+		n.io = ioCached
+		if !n.stale { // nobody else changes the file
+			out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
+		}
+		n.stale = false
+		return
+	}
+	n.passed = true
+	out.OpenFlags |= fuse.FOPEN_PASSTHROUGH
+	out.BackingID = n.backing.id
+	if !h.borrowed {
+		n.stale = true
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
+	}
+}
+
+// opensStore tells that such an open is the one that lets mappings store into the
+// backing file.
+func (n *node) opensStore(flags uint32) bool {
+	return n.io == ioPassed && flags&unix.O_ACCMODE == unix.O_RDWR && !n.shared.Load()
+}
+
+// chooseModeLocked sets the mode for one more open file; for ioPassed there is a
+// backing file afterwards. n.io is ioNone or ioCached for ioCached.
+func (f *FS) chooseModeLocked(n *node, flags uint32) error {
+	if n.io != ioNone {
+		return nil
+	}
+	must := n.shared.Load() // pages of the mount would not show what mappings store
+	if !must && (isWriter(flags) || !f.passesReads()) {
+		return nil
+	}
+	fd, err := f.openNode(n, unix.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	if !n.charged && !n.unsure {
+		err = f.reloadLocked(n, fd)
+	}
+	if err == nil && (must || n.dense) {
+		var id int32
+		if id, err = f.kernel.Load().OpenBacking(fd); err == nil {
+			n.backing, n.io = backing{id: id, fd: fd}, ioPassed
+			return nil
+		}
+	}
+	syscall.Close(fd)
+	if err != nil && !must {
+		f.log.Sugar().Warnw("passthrough", "volume", n.vol.id, "error", err)
+		return nil
+	}
+	return err
+}
+
+func (f *FS) passesReads() bool {
+	k := f.kernel.Load()
+	return k != nil && k.tier == TierRead
+}
+
+// closedLocked counts a close.
+func (f *FS) closedLocked(n *node) {
+	if n.opens--; n.opens == 0 {
+		f.endIOLocked(n)
+	}
+}
+
+// endIOLocked lets go of what open files had in common, once none is left.
+func (f *FS) endIOLocked(n *node) {
+	if n.opens > 0 {
+		return
+	}
+	if n.io == ioPassed {
+		if err := f.kernel.Load().CloseBacking(n.backing.id); err != nil && !errors.Is(err, os.ErrClosed) {
+			f.log.Sugar().Warnw("passthrough", "volume", n.vol.id, "error", err)
+		}
+		syscall.Close(n.backing.fd)
+	}
+	n.io, n.backing = ioNone, backing{}
+}
+
+// fillLocked allocates and charges the holes of a file in [from, to), all or ENOSPC.
+func (f *FS) fillLocked(n *node, fd int, from, to uint64) error {
+	if err := f.loadLocked(n, fd); err != nil {
+		return err
+	}
+	if from >= to || n.dense && to <= n.size {
+		return nil
+	}
+	_, err := f.growLocked(n, fd, from, to-from, false, func(length uint64) (uint64, error) {
+		return length, fallocate(fd, 0, from, length)
+	})
+	return err
+}
+
+// fillGapLocked keeps a file without holes that is about to get data at off.
+func (f *FS) fillGapLocked(n *node, fd int, off uint64) error {
+	if !n.shared.Load() {
+		return nil
+	}
+	if err := f.loadLocked(n, fd); err != nil {
+		return err
+	}
+	return f.fillLocked(n, fd, n.size, off)
+}
+
+// lingersLocked tells whether a removed inode that nobody has open is still there,
+// because it is mapped. Then it stays charged, outside the tree, until Forget.
+func (f *FS) lingersLocked(n *node) bool {
+	if !n.passed || !f.nodes.knows(n) {
+		return false
+	}
+	fd, err := f.openNode(n, unix.O_PATH)
+	if err != nil {
+		return false
+	}
+	syscall.Close(fd)
+	n.lingers = true
+	n.held = quota.Usage{Bytes: n.charge, Inodes: 1}
+	n.vol.float(n.held, 1)
+	return true
+}
+
+// reapForgotten gives back what a removed inode was charged for its mappings, which are no more.
+func (f *FS) reapForgotten(n *node) {
+	if n.vol.begin() != nil {
+		return // the volume is removed
+	}
+	defer n.vol.end()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.lingers {
+		n.lingers = false
+		f.freeHeldLocked(n)
+	}
+}
