@@ -79,6 +79,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		fillEntry(&out.EntryOut, n, st)
 		n.mu.Lock()
 		defer n.mu.Unlock()
+		_ = f.chooseModeLocked(n, fd, in.Flags) // nobody has opened it before: it does not fail
 		f.openedLocked(&file{node: n, fd: fd, flags: in.Flags}, &out.OpenOut)
 	})
 	if errors.Is(err, unix.EEXIST) && in.Flags&unix.O_EXCL == 0 {

@@ -20,6 +20,7 @@ type mounted struct {
 	dir    string // the volume in the mount
 	tree   string // the same on the backing filesystem
 	ledger *quota.Ledger
+	conn   *transport.Conn
 
 	rule    quota.Rule
 	orphans string
@@ -65,6 +66,7 @@ func mountTier(t *testing.T, limit quota.Usage, tier fs.Tier) *mounted {
 	if err != nil {
 		t.Fatal(err)
 	}
+	m.conn = conn
 	m.fs.Attach(conn, tier)
 	served := make(chan error, 1)
 	go func() { served <- conn.Serve() }()

@@ -46,8 +46,9 @@ type node struct {
 	// on in ioPassed. See open_mode.go, for the next four as well.
 	io      ioMode
 	backing backing
-	// passed tells that the file was passed through since the kernel knows the node.
-	passed bool
+	// mappable tells that the backing file may have been mapped since the kernel
+	// knows the node.
+	mappable bool
 	// stale tells that the mount's page cache may be behind the file.
 	stale bool
 	// shared tells that mappings may store into the backing file. It is read without mu.

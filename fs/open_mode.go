@@ -87,7 +87,7 @@ const (
 // backing is the backing file of an inode whose open files are passed through.
 type backing struct {
 	id int32 // by which the kernel knows it
-	fd int   // read-only
+	fd int   // of all who read it; -1 when there is none
 }
 
 func isWriter(flags uint32) bool { return flags&unix.O_ACCMODE != unix.O_RDONLY }
@@ -95,26 +95,31 @@ func isWriter(flags uint32) bool { return flags&unix.O_ACCMODE != unix.O_RDONLY 
 // openFileLocked opens a regular file and fills out. It needs a change to be
 // begun when opensStore says so.
 func (f *FS) openFileLocked(n *node, flags uint32, out *fuse.OpenOut) error {
-	if err := f.chooseModeLocked(n, flags); err != nil {
-		return err
-	}
-	if n.io == ioPassed && !isWriter(flags) {
+	if !isWriter(flags) && n.io == ioPassed && n.backing.fd >= 0 {
 		f.openedLocked(&file{node: n, fd: n.backing.fd, flags: flags, borrowed: true}, out)
 		return nil
 	}
 	fd, err := f.openNode(n, openFlags(flags))
 	if err != nil {
-		f.endIOLocked(n)
 		return err
 	}
-	if n.opensStore(flags) {
+	if err := f.chooseModeLocked(n, fd, flags); err != nil {
+		syscall.Close(fd)
+		return err
+	}
+	h := &file{node: n, fd: fd, flags: flags}
+	switch {
+	case n.opensStore(flags):
 		if err := f.fillLocked(n, fd, 0, n.size); err != nil {
 			syscall.Close(fd)
+			f.endIOLocked(n)
 			return err
 		}
 		n.shared.Store(true)
+	case n.io == ioPassed && !isWriter(flags):
+		n.backing.fd, h.borrowed = fd, true
 	}
-	f.openedLocked(&file{node: n, fd: fd, flags: flags}, out)
+	f.openedLocked(h, out)
 	return nil
 }
 
@@ -133,12 +138,14 @@ func (f *FS) openedLocked(h *file, out *fuse.OpenOut) {
 		n.stale = false
 		return
 	}
-	n.passed = true
 	out.OpenFlags |= fuse.FOPEN_PASSTHROUGH
 	out.BackingID = n.backing.id
-	if !h.borrowed {
+	if isWriter(h.flags) {
 		n.stale = true
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
+	}
+	if h.flags&unix.O_ACCMODE != unix.O_WRONLY {
+		n.mappable = true
 	}
 }
 
@@ -148,36 +155,40 @@ func (n *node) opensStore(flags uint32) bool {
 	return n.io == ioPassed && flags&unix.O_ACCMODE == unix.O_RDWR && !n.shared.Load()
 }
 
-// chooseModeLocked sets the mode for one more open file; for ioPassed there is a
-// backing file afterwards. n.io is ioNone or ioCached for ioCached.
-func (f *FS) chooseModeLocked(n *node, flags uint32) error {
+// chooseModeLocked sets the mode for one more open file, of which fd is the
+// descriptor. The first decides: what is opened for reading or for writing only
+// is passed through, for a file that is written through the page cache takes a
+// copy more and a question for security.capability before the first write. Who
+// opens it for both mostly reads what he has written, which the page cache
+// answers without asking.
+func (f *FS) chooseModeLocked(n *node, fd int, flags uint32) error {
 	if n.io != ioNone {
 		return nil
 	}
 	must := n.shared.Load() // pages of the mount would not show what mappings store
-	if !must && (isWriter(flags) || !f.passesReads()) {
+	if !must && (flags&unix.O_ACCMODE == unix.O_RDWR || !f.passesReads()) {
+		n.io = ioCached
 		return nil
 	}
-	fd, err := f.openNode(n, unix.O_RDONLY)
-	if err != nil {
-		return err
-	}
+	var err error
 	if !n.charged && !n.unsure {
 		err = f.reloadLocked(n, fd)
 	}
 	if err == nil && (must || n.dense) {
 		var id int32
 		if id, err = f.kernel.Load().OpenBacking(fd); err == nil {
-			n.backing, n.io = backing{id: id, fd: fd}, ioPassed
+			n.backing, n.io = backing{id: id, fd: -1}, ioPassed
 			return nil
 		}
 	}
-	syscall.Close(fd)
-	if err != nil && !must {
-		f.log.Sugar().Warnw("passthrough", "volume", n.vol.id, "error", err)
-		return nil
+	if err != nil && must {
+		return err
 	}
-	return err
+	if err != nil {
+		f.log.Sugar().Warnw("passthrough", "volume", n.vol.id, "error", err)
+	}
+	n.io = ioCached
+	return nil
 }
 
 func (f *FS) passesReads() bool {
@@ -201,7 +212,9 @@ func (f *FS) endIOLocked(n *node) {
 		if err := f.kernel.Load().CloseBacking(n.backing.id); err != nil && !errors.Is(err, os.ErrClosed) {
 			f.log.Sugar().Warnw("passthrough", "volume", n.vol.id, "error", err)
 		}
-		syscall.Close(n.backing.fd)
+		if n.backing.fd >= 0 {
+			syscall.Close(n.backing.fd)
+		}
 	}
 	n.io, n.backing = ioNone, backing{}
 }
@@ -234,7 +247,7 @@ func (f *FS) fillGapLocked(n *node, fd int, off uint64) error {
 // lingersLocked tells whether a removed inode that nobody has open is still there,
 // because it is mapped. Then it stays charged, outside the tree, until Forget.
 func (f *FS) lingersLocked(n *node) bool {
-	if !n.passed || !f.nodes.knows(n) {
+	if !n.mappable || !f.nodes.knows(n) {
 		return false
 	}
 	fd, err := f.openNode(n, unix.O_PATH)

@@ -24,7 +24,7 @@ type ScanOptions struct {
 // EnsureDefaults puts the default where a field is zero.
 func (o *ScanOptions) EnsureDefaults() {
 	if o.Workers <= 0 {
-		o.Workers = min(2*runtime.GOMAXPROCS(0), 16)
+		o.Workers = min(2*runtime.NumCPU(), 16)
 	}
 	o.Rule.Block = o.Rule.block()
 }

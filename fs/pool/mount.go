@@ -24,6 +24,8 @@ type MountOptions struct {
 	// Tier says which reads and writes come to the daemon. Default: the best
 	// tier that works here.
 	Tier fs.Tier
+	// Wakeups is transport.Options.Wakeups.
+	Wakeups transport.Wakeups
 }
 
 // mount is the pool's mount; a pool is mounted once in the life of a Pool.
@@ -85,6 +87,7 @@ func (p *Pool) Mount(o MountOptions) error {
 	conn, err := transport.Mount(p.fs, transport.Options{
 		FsName:     p.source(),
 		Mountpoint: o.Mountpoint,
+		Wakeups:    o.Wakeups,
 		Logger:     p.log,
 	})
 	if errors.Is(err, os.ErrNotExist) {

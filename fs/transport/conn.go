@@ -35,6 +35,7 @@ type Conn struct {
 	log        *zap.Logger
 	mountpoint string // absolute, as in mountinfo
 	protocol   *fuse.ProtocolServer
+	waker      *waker
 
 	initMessage  []byte
 	capabilities uint64
@@ -83,6 +84,12 @@ func Mount(fs fuse.RawFileSystem, o Options) (*Conn, error) {
 	c, err := newConn(fs, o, mountpoint)
 	if err != nil {
 		return nil, err
+	}
+	if c.waker, err = newWaker(o.Wakeups); err != nil {
+		if o.Wakeups == WakeupsFast {
+			return nil, fmt.Errorf("wake-ups: %w", err)
+		}
+		c.log.Warn("processors may sleep between requests, which makes them slow", zap.Error(err))
 	}
 	if c.fd, err = mountFuse(&c.opts, mountpoint); err != nil {
 		return nil, err

@@ -59,6 +59,9 @@ type Options struct {
 	// MaxThreads is how many handlers may run at a time. Default 64.
 	MaxThreads int
 
+	// Wakeups says whether processors are kept from sleeping while requests come fast. Default WakeupsAuto.
+	Wakeups Wakeups
+
 	// ExtraCapabilities and DisabledCapabilities are fuse.CAP_* bits to ask for beyond this
 	// package's own, and to leave out of them. Default none.
 	ExtraCapabilities, DisabledCapabilities uint64
@@ -73,6 +76,7 @@ func (o *Options) EnsureDefaults() {
 	setDefault(&o.FsName, o.Name)
 	setDefault(&o.MaxWrite, defaultMaxWrite)
 	setDefault(&o.MaxBackground, defaultMaxBackground)
+	setDefault(&o.Wakeups, WakeupsAuto)
 	setDefault(&o.MinThreads, defaultMinThreads)
 	setDefault(&o.MaxThreads, max(defaultMaxThreads, o.MinThreads))
 	if o.Logger == nil {

@@ -54,6 +54,7 @@ func (c *Conn) Serve() error {
 	unix.Close(c.fd)
 	c.fd = -1
 	c.fdMu.Unlock()
+	c.waker.close()
 	c.fs.OnUnmount()
 	return err
 }
@@ -203,16 +204,18 @@ type thread struct {
 
 	in, out       []byte
 	inIov, outIov [1][]byte // here, so as not to be allocated for each request
+	pace          pace
 }
 
 func newThread(c *Conn) *thread {
 	// Besides the payload there is room for the longest fixed part, and two names.
 	payload := max(c.opts.MaxWrite, maxXattr) + 2*os.Getpagesize()
 	return &thread{
-		c:   c,
-		fd:  c.fd,
-		in:  pageBuffer(int(unsafe.Sizeof(fuse.WriteIn{})), payload),
-		out: pageBuffer(outHeaderSize, payload),
+		c:    c,
+		fd:   c.fd,
+		pace: pace{waker: c.waker},
+		in:   pageBuffer(int(unsafe.Sizeof(fuse.WriteIn{})), payload),
+		out:  pageBuffer(outHeaderSize, payload),
 	}
 }
 
@@ -245,11 +248,12 @@ func (t *thread) read() (int, error) {
 func (t *thread) serve(n int) {
 	op, unique := requestOpcode(t.in), requestUnique(t.in)
 	t.c.count(op)
+	t.pace.count()
 	reply := t.handle(n)
 	if len(reply) == 0 {
 		return
 	}
-	_, err := unix.Write(t.fd, reply)
+	err := writeReply(t.fd, reply)
 	if err == nil || errors.Is(err, unix.ENOENT) {
 		return // ENOENT: whoever asked has been killed, or the connection has ended
 	}

@@ -484,9 +484,9 @@ func TestResolvePlaces(t *testing.T) {
 }
 
 func TestDaemonArgs(t *testing.T) {
-	o := &mountOptions{logFormat: newChoice("console"), logLevel: newChoice("info"), idleAfter: time.Second}
+	o := &mountOptions{logFormat: newChoice("console"), logLevel: newChoice("info"), tier: newChoice("read"), wakeups: newChoice("plain"), idleAfter: time.Second}
 	got := daemonArgs(o, []place{{"/a", "/-b"}, {"/c d", "/e"}})
-	want := []string{"mount", "--ready-fd=3", "--log-format=console", "--log-level=info", "--idle-after=1s", "--pool=/a", "--pool=/c d", "--", "/-b", "/e"}
+	want := []string{"mount", "--ready-fd=3", "--log-format=console", "--log-level=info", "--idle-after=1s", "--tier=read", "--wakeups=plain", "--pool=/a", "--pool=/c d", "--", "/-b", "/e"}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%q", got)
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -36,6 +37,7 @@ type mountOptions struct {
 	logLevel  *choice
 	idleAfter time.Duration
 	tier      *choice
+	wakeups   *choice
 }
 
 const tierAuto = "auto"
@@ -44,6 +46,7 @@ func (a *App) mountCommand() *cobra.Command {
 	o := mountOptions{
 		logFormat: newChoice(logConsole, logJSON),
 		logLevel:  newChoice("info", "debug", "warn", "error"),
+		wakeups:   newChoice(string(transport.WakeupsAuto), string(transport.WakeupsFast), string(transport.WakeupsPlain)),
 		tier:      newChoice(tierAuto, string(croftfs.TierDaemon), string(croftfs.TierRead)),
 	}
 	cmd := &cobra.Command{
@@ -71,6 +74,7 @@ func (a *App) mountCommand() *cobra.Command {
 	o.logFormat.flag(cmd, "log-format", "", "form of the log")
 	o.logLevel.flag(cmd, "log-level", "", "least level of what is logged")
 	o.tier.flag(cmd, "tier", "", "what stays in the kernel: nothing (daemon), or reads of files opened for\nreading only (read); auto is the most that works here")
+	o.wakeups.flag(cmd, "wakeups", "", "fast: while requests come fast, idle processors poll instead of sleeping;\nplain: they do not; auto is fast where sleeping costs most, in a virtual machine")
 	complete(cmd, "idle-after", cobra.NoFileCompletions)
 	complete(cmd, "pool", a.completePools)
 	cmd.Args = func(_ *cobra.Command, args []string) error { return a.checkMountArgs(&o, args) }
@@ -146,6 +150,7 @@ func (a *App) runMount(cmd *cobra.Command, o *mountOptions, args []string) (err 
 		log:       newLogger(log, o.logFormat.word, level),
 		idleAfter: o.idleAfter,
 		ready:     ready,
+		wakeups:   transport.Wakeups(o.wakeups.word),
 	}
 	if o.tier.word != tierAuto {
 		d.tier = croftfs.Tier(o.tier.word)
@@ -154,6 +159,7 @@ func (a *App) runMount(cmd *cobra.Command, o *mountOptions, args []string) (err 
 		return fmt.Errorf("chdir /: %w", err)
 	}
 	raiseLimits(d.log)
+	a.spareProcs()
 	return d.run(cmd.Context(), places)
 }
 
@@ -275,6 +281,17 @@ func resolveLogFile(path string, places []place) (string, error) {
 		}
 	}
 	return abs, nil
+}
+
+// spareProcs gives the scheduler more processors than there are. A serving thread
+// is in system calls nearly always. As long as another processor is idle, the
+// runtime leaves it its own meanwhile (retake in runtime/proc.go), and it need
+// not fight for one with each reply.
+func (a *App) spareProcs() {
+	const each, least = 4, 8
+	if a.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(max(each*runtime.NumCPU(), least))
+	}
 }
 
 // raiseLimits lifts the limit of file sizes, and lets the process open as many files as the kernel allows a process, or, where

@@ -72,6 +72,7 @@ func daemonArgs(o *mountOptions, places []place) []string {
 	args := []string{
 		"mount", "--ready-fd=3",
 		"--log-format=" + o.logFormat.word, "--log-level=" + o.logLevel.word, "--idle-after=" + o.idleAfter.String(),
+		"--tier=" + o.tier.word, "--wakeups=" + o.wakeups.word,
 	}
 	for _, p := range places {
 		args = append(args, "--pool="+p.dir)

@@ -17,6 +17,7 @@ import (
 	"github.com/croftfs/croft/fs"
 	"github.com/croftfs/croft/fs/pool"
 	"github.com/croftfs/croft/fs/pool/control"
+	"github.com/croftfs/croft/fs/transport"
 )
 
 const (
@@ -44,6 +45,7 @@ type server struct {
 	log       *zap.Logger
 	idleAfter time.Duration
 	tier      fs.Tier
+	wakeups   transport.Wakeups
 	ready     func(error) // is called with nil when all is mounted
 
 	signals chan os.Signal // default: SIGTERM and SIGINT
@@ -123,7 +125,7 @@ func (d *server) start(ctx context.Context, places []place) error {
 		if err := d.interrupted(ctx); err != nil {
 			return err
 		}
-		if err := s.pool.Mount(pool.MountOptions{Mountpoint: s.mountpoint, Tier: d.tier}); err != nil {
+		if err := s.pool.Mount(pool.MountOptions{Mountpoint: s.mountpoint, Tier: d.tier, Wakeups: d.wakeups}); err != nil {
 			return fmt.Errorf("mount %s on %s: %w", s.dir, s.mountpoint, err)
 		}
 	}
