@@ -21,7 +21,7 @@ deps: ## install the Debian packages that tests and demo need (as root)
 
 .PHONY: check
 check: deps build lint ## in under two minutes: build, lint, short tests (as root)
-	hack/with-scratch.sh go test -short -timeout 2m ./cmd/... ./fs/... ./meta/... ./quota/...
+	hack/with-scratch.sh go test -short -timeout 2m ./bench/... ./cmd/... ./fs/... ./meta/... ./quota/...
 
 .PHONY: test
 test: deps build ## every test, over real mounts, or those of PKG=./fs/... (as root)
@@ -36,6 +36,14 @@ demo: ## show a volume and its limit, and fio beside the native directory (as ro
 	@hack/deps.sh demo
 	@$(GO_BUILD) -o bin/croft ./cmd/croft
 	@hack/demo.sh
+
+.PHONY: bench
+bench: ## measure beside native, loopback, bindfs; ARGS="--fs xfs", ARGS=--help (as root)
+	@hack/deps.sh bench
+	@$(GO_BUILD) -o bin/croft ./cmd/croft
+	@CGO_ENABLED=0 go build -o bin/loopback github.com/hanwen/go-fuse/v2/example/loopback
+	@CGO_ENABLED=0 go build -o bin/bench ./bench
+	bin/bench $(ARGS)
 
 .PHONY: pjdfstest
 pjdfstest: build ## run pjdfstest from PJDFSTEST=DIR, its source, on BACKING="ext4 xfs btrfs" (as root)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# deps.sh demo|test|pjdfstest installs the Debian packages that the make target of that
+# deps.sh demo|test|bench|pjdfstest installs the Debian packages that the make target of that
 # name needs. It asks the network only when a command is missing.
 set -euo pipefail
 
@@ -20,6 +20,17 @@ test mkfs.xfs    xfsprogs
 test prove       perl
 test shellcheck  shellcheck
 test sqlite3     sqlite3
+bench bindfs      bindfs
+bench fio         fio
+bench fusermount3 fuse3
+bench git         git
+bench losetup     mount
+bench mkfs.btrfs  btrfs-progs
+bench mkfs.ext4   e2fsprogs
+bench mkfs.xfs    xfsprogs
+bench psql        postgresql
+bench sqlite3     sqlite3
+bench tar         tar
 pjdfstest autoreconf autoconf
 pjdfstest automake automake
 pjdfstest make     make
@@ -31,14 +42,18 @@ missing=()
 while read -r who command package; do
 	# Each needs what those before it need as well.
 	case $want/$who in
-	*/demo | test/test | pjdfstest/test | pjdfstest/pjdfstest) ;;
+	*/demo | test/test | bench/bench | pjdfstest/test | pjdfstest/pjdfstest) ;;
 	*) continue ;;
 	esac
 	command -v "$command" >/dev/null || missing+=("$package")
 done <<<"$needs"
 # The race detector links C: the compiler is not enough.
-if [[ $want != demo && ! -e /usr/include/stdlib.h ]]; then
+if [[ $want != demo && $want != bench && ! -e /usr/include/stdlib.h ]]; then
 	missing+=(libc6-dev)
+fi
+# PostgreSQL's client may be there without its server.
+if [[ $want == bench && " ${missing[*]} " != *" postgresql "* ]] && ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
+	missing+=(postgresql)
 fi
 ((${#missing[@]})) || exit 0
 
@@ -54,4 +69,13 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 options=(-qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0)
 apt-get "${options[@]}" update
-apt-get "${options[@]}" install -y --no-install-recommends "${missing[@]}" </dev/null
+install=(apt-get "${options[@]}" install -y --no-install-recommends)
+if [[ " ${missing[*]} " == *" postgresql "* ]]; then
+	# Only its programs are wanted: no server of the system's own.
+	"${install[@]}" postgresql-common </dev/null
+	cluster=/etc/postgresql-common/createcluster.conf
+	cp -p "$cluster" "$cluster.croft"
+	trap 'mv "$cluster.croft" "$cluster"' EXIT
+	echo 'create_main_cluster = false' >>"$cluster"
+fi
+"${install[@]}" "${missing[@]}" </dev/null

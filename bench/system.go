@@ -1,0 +1,241 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const native = "native"
+
+// tiers are Croft's, with what each means. One more is one more line.
+var tiers = []struct{ name, title string }{
+	{"daemon", "all data through the daemon"},
+	{"read", "reads go to the disk in the kernel"},
+}
+
+// system is a way to reach a directory of the image.
+type system struct {
+	name, title string
+	dir         string  // where workloads work
+	daemon      *daemon // nil for native
+	lost        error   // why it cannot be measured any more
+	// requests is how many FUSE requests its daemon has had; nil if that cannot be known.
+	requests func(context.Context) (float64, error)
+}
+
+// requestsSoFar is 0 if it cannot be known.
+func (s *system) requestsSoFar(ctx context.Context) float64 {
+	if s.requests == nil || s.lost != nil {
+		return 0
+	}
+	n, err := s.requests(ctx)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// maker makes a system of an empty directory of the image, to be mounted at mnt.
+type maker struct {
+	name, title string
+	start       func(ctx context.Context, b *bench, backing, mnt string) (*system, error)
+}
+
+// makers are all systems, in the order of the report.
+func makers() []maker {
+	list := []maker{
+		{native, "the directory itself", func(_ context.Context, _ *bench, backing, _ string) (*system, error) {
+			return &system{dir: backing}, nil
+		}},
+		{"loopback", "go-fuse's example program", func(_ context.Context, b *bench, backing, mnt string) (*system, error) {
+			return b.mountedBy("loopback", mnt, b.opts.loopback, "-q", "-allow-other", "-directmount", mnt, backing)
+		}},
+		// Unless told otherwise, libfuse 2 writes in pieces of 4 KiB and drops what is cached of
+		// a file when that is opened. O_DIRECT is forwarded, or
+		// its writes would only reach the page cache.
+		{"bindfs", "libfuse's directory mirror", func(_ context.Context, b *bench, backing, mnt string) (*system, error) {
+			return b.mountedBy("bindfs", mnt, "bindfs", "-f", "--multithreaded", "-o", "big_writes,auto_cache", "--forward-odirect=4096", backing, mnt)
+		}},
+	}
+	for _, t := range tiers {
+		list = append(list, maker{"croft-" + t.name, "Croft, tier " + t.name + ": " + t.title,
+			func(ctx context.Context, b *bench, backing, mnt string) (*system, error) {
+				pool := filepath.Join(backing, "pool")
+				if err := b.makePool(ctx, pool, volumeOf("bench", 4_000_000)); err != nil {
+					return nil, err
+				}
+				// The record that a volume is clean is written long after its last change: not
+				// while another system is measured.
+				s, err := b.mountPool("croft-"+t.name, t.name, pool, mnt, "--idle-after=1h")
+				if err != nil {
+					return nil, err
+				}
+				s.dir = filepath.Join(mnt, "bench")
+				s.requests = func(ctx context.Context) (float64, error) { return b.requests(ctx, pool) }
+				return s, nil
+			}})
+	}
+	return list
+}
+
+func systemNames() []string {
+	var names []string
+	for _, m := range makers() {
+		names = append(names, m.name)
+	}
+	return names
+}
+
+// startSystems starts those that are wanted.
+func (b *bench) startSystems(ctx context.Context) error {
+	for _, m := range makers() {
+		if !b.opts.wants(m.name) {
+			continue
+		}
+		backing, mnt, err := b.places(m.name)
+		if err != nil {
+			return err
+		}
+		s, err := m.start(ctx, b, backing, mnt)
+		if err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+		s.name, s.title = m.name, m.title
+		b.systems = append(b.systems, s)
+	}
+	return nil
+}
+
+// places makes a directory of the image, and one to mount it at.
+func (b *bench) places(name string) (backing, mnt string, err error) {
+	backing, mnt = filepath.Join(b.image, name), filepath.Join(b.dir, name)
+	for _, dir := range []string{backing, mnt} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return "", "", err
+		}
+	}
+	return backing, mnt, nil
+}
+
+// volumeOf is the arguments by which a volume is created.
+func volumeOf(name string, inodes int) []string {
+	return []string{name, "--size=30Gi", fmt.Sprint("--inodes=", inodes)}
+}
+
+func (b *bench) makePool(ctx context.Context, pool string, volumes ...[]string) error {
+	if _, err := b.run.output(ctx, b.opts.croft, "pool", "init", pool); err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		argv := append([]string{b.opts.croft, "volume", "create", "--pool", pool}, v...)
+		if _, err := b.run.output(ctx, argv...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// requests is how many FUSE requests the pool's daemon has had.
+func (b *bench) requests(ctx context.Context, pool string) (float64, error) {
+	out, err := b.run.output(ctx, b.opts.croft, "requests", "--pool", pool, "-o", "json")
+	if err != nil {
+		return 0, err
+	}
+	var counts struct {
+		Total float64 `json:"total"`
+	}
+	err = json.Unmarshal([]byte(out), &counts)
+	return counts.Total, err
+}
+
+func (b *bench) mountPool(log, tier, pool, mnt string, flags ...string) (*system, error) {
+	argv := append([]string{b.opts.croft, "mount", "--pool", pool, "--tier", tier, mnt}, flags...)
+	return b.mountedBy(log, mnt, argv...)
+}
+
+// mountedBy starts a program that serves mnt in the foreground, and waits until it does.
+func (b *bench) mountedBy(name, mnt string, argv ...string) (*system, error) {
+	d, err := b.run.start(filepath.Join(b.dir, name+".log"), argv...)
+	if err != nil {
+		return nil, err
+	}
+	s := &system{dir: mnt, daemon: d}
+	b.clean.add(func() error { return s.stop(mnt) })
+	var parent unix.Stat_t
+	if err := unix.Lstat(filepath.Dir(mnt), &parent); err != nil {
+		return nil, err
+	}
+	for range 200 {
+		var st unix.Stat_t
+		if err := unix.Lstat(mnt, &st); err == nil && st.Dev != parent.Dev {
+			return s, nil
+		}
+		if d.ended() {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return nil, fmt.Errorf("%s did not mount: %s", argv[0], d.said())
+}
+
+// stop may be called again.
+func (s *system) stop(mnt string) error {
+	if s.daemon.ended() && s.lost == nil {
+		s.lost = fmt.Errorf("its daemon is gone: %s", s.daemon.said())
+	}
+	err := unmount(mnt)
+	if waitErr := s.daemon.wait(10 * time.Second); err == nil {
+		err = waitErr
+	}
+	return err
+}
+
+// guard kills the system's daemon when ctx is over and what runs on its mount has not
+// ended a little later: a process that waits for a FUSE request cannot be killed.
+func (s *system) guard(ctx context.Context) (release func()) {
+	if s.daemon == nil {
+		return func() {}
+	}
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-done:
+			return
+		case <-ctx.Done():
+		}
+		select {
+		case <-done:
+		case <-time.After(5 * time.Second):
+			s.daemon.kill()
+		}
+	}()
+	return func() { close(done) }
+}
+
+// rotated is the systems in the order of a round: each comes first, and after each other,
+// equally often.
+func rotated(systems []*system, round int) []*system {
+	n := round % len(systems)
+	return slices.Concat(systems[n:], systems[:n])
+}
+
+// environment of all that the bench starts. It does not depend on who starts it.
+func environment(dir string) []string {
+	env := []string{"HOME=" + dir, "TMPDIR=" + dir, "CROFT_RUN_DIR=" + filepath.Join(dir, "run"),
+		"GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1", "LC_ALL=C"}
+	path := os.Getenv("PATH")
+	for _, dir := range []string{"/usr/sbin", "/sbin"} {
+		if !slices.Contains(filepath.SplitList(path), dir) {
+			path = strings.Join([]string{path, dir}, ":")
+		}
+	}
+	return append(env, "PATH="+path)
+}
