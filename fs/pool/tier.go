@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/hanwen/go-fuse/v2/fuse"
-
 	"github.com/croftfs/croft/fs"
 	"github.com/croftfs/croft/fs/transport"
 )
@@ -19,8 +17,8 @@ func (p *Pool) chooseTier(conn *transport.Conn, want fs.Tier) (tier fs.Tier, why
 	if want == fs.TierDaemon {
 		return want, nil, nil
 	}
-	whyNot = fmt.Errorf("the kernel has no FUSE passthrough (Linux 6.9, CONFIG_FUSE_PASSTHROUGH)")
-	if conn.Capabilities()&fuse.CAP_PASSTHROUGH != 0 {
+	whyNot = errors.New("the kernel has no FUSE passthrough (Linux 6.9, CONFIG_FUSE_PASSTHROUGH)")
+	if conn.Passthrough() {
 		whyNot = p.fs.TryPassthrough(conn)
 	}
 	switch {

@@ -180,6 +180,9 @@ func (c *Conn) InitMessage() []byte { return bytes.Clone(c.initMessage) }
 // Capabilities returns the fuse.CAP_* bits that the kernel offered and that were accepted.
 func (c *Conn) Capabilities() uint64 { return c.capabilities }
 
+// Passthrough tells whether the kernel offers FOPEN_PASSTHROUGH.
+func (c *Conn) Passthrough() bool { return c.capabilities&fuse.CAP_PASSTHROUGH != 0 }
+
 // Mountpoint returns the path of the mount as mountinfo shows it.
 func (c *Conn) Mountpoint() string { return c.mountpoint }
 

@@ -33,6 +33,8 @@ type Pool struct {
 	RunDir  string // its control socket is in there
 	ID      string
 
+	MountArgs []string // further arguments of `croft mount`
+
 	mu       sync.Mutex
 	daemon   *Daemon
 	baseline int // descriptors that the daemon has when nothing is open
@@ -280,7 +282,7 @@ func (p *Pool) Mount(env ...string) *Daemon {
 	OK(p.t, err)
 	defer log.Close()
 	// Not under Context: the daemon lives as long as the test wants it to.
-	cmd := exec.Command(Binary(p.t), "mount", "--pool", p.Dir, p.Mnt)
+	cmd := exec.Command(Binary(p.t), append([]string{"mount", "--pool", p.Dir, p.Mnt}, p.MountArgs...)...)
 	cmd.Env = append(append(os.Environ(), "CROFT_RUN_DIR="+p.RunDir), env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// Its own process group: a signal to the tests' terminal is not the daemon's.

@@ -26,6 +26,7 @@ type fakePool struct {
 	volumes map[string]pool.Volume // guarded by mu
 	calls   []string               // guarded by mu
 	check   pool.CheckResult
+	counts  map[string]uint64 // guarded by mu
 }
 
 func newFakePool(dir string, names ...string) *fakePool {
@@ -49,6 +50,18 @@ func (f *fakePool) note(format string, args ...any) {
 }
 
 func (f *fakePool) Info() pool.Info { return f.info }
+
+func (f *fakePool) Requests() map[string]uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.counts
+}
+
+func (f *fakePool) setRequests(counts map[string]uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.counts = counts
+}
 
 func (f *fakePool) Create(_ context.Context, name string, o pool.CreateOptions) (pool.Volume, error) {
 	f.note("create %s %+v", name, o)

@@ -5,9 +5,6 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
-
-	"github.com/croftfs/croft/fs/pool"
-	"github.com/croftfs/croft/fs/pool/control"
 )
 
 // addCompletion adds `croft completion` for the shells of Linux.
@@ -80,12 +77,7 @@ func (a *App) volumeNames(cmd *cobra.Command) []string {
 	if dir == "" {
 		dir = a.Getenv(PoolEnv)
 	}
-	var p *access
-	if dir == "" {
-		p, _ = a.findMounted(ctx)
-	} else if id, err := pool.ReadID(dir); err == nil {
-		p, _ = a.ask(ctx, control.SocketPath(a.RunDir, id), dir)
-	}
+	p, _ := a.findDaemon(ctx, dir)
 	var names []string
 	if p != nil {
 		defer p.Close()

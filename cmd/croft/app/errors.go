@@ -53,6 +53,7 @@ func hint(err error) string {
 		{pool.ErrExists, " (`croft volume resize` changes its limits)"},
 		{pool.ErrMissing, " (`croft check` tells more; `croft volume delete` forgets it)"},
 		{pool.ErrNoRoom, " (free space on it first)"},
+		{errNotMounted, " (`croft mount` does that)"},
 		{pool.ErrNewerFormat, " (use that version)"},
 	} {
 		if errors.Is(err, h.err) {

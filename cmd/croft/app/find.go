@@ -80,7 +80,11 @@ func (a *App) find(ctx context.Context, dir string) (*access, error) {
 		dir = a.Getenv(PoolEnv)
 	}
 	if dir == "" {
-		return a.findMounted(ctx)
+		client, err := a.findMounted(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return &access{volumes: client}, nil
 	}
 	id, err := pool.ReadID(dir)
 	if err != nil {
@@ -89,8 +93,11 @@ func (a *App) find(ctx context.Context, dir string) (*access, error) {
 	socket := control.SocketPath(a.RunDir, id)
 	for deadline := time.Now().Add(a.Patience); ; {
 		client, err := a.ask(ctx, socket, dir)
-		if client != nil || err != nil {
-			return client, err
+		if err != nil {
+			return nil, err
+		}
+		if client != nil {
+			return &access{volumes: client}, nil
 		}
 		p, err := a.open(pool.Options{Dir: dir, Logger: newLogger(a.Stderr, logConsole, zapcore.WarnLevel)})
 		if err == nil {
@@ -110,8 +117,30 @@ func (a *App) find(ctx context.Context, dir string) (*access, error) {
 	}
 }
 
+// errNotMounted is returned when a command needs a mounted pool.
+var errNotMounted = errors.New("the pool is not mounted")
+
+// findDaemon is find for what only a mounted pool can do: errNotMounted when no daemon has it.
+func (a *App) findDaemon(ctx context.Context, dir string) (*control.Client, error) {
+	if dir == "" {
+		dir = a.Getenv(PoolEnv)
+	}
+	if dir == "" {
+		return a.findMounted(ctx)
+	}
+	id, err := pool.ReadID(dir)
+	if err != nil {
+		return nil, err
+	}
+	client, err := a.ask(ctx, control.SocketPath(a.RunDir, id), dir)
+	if client == nil && err == nil {
+		err = fmt.Errorf("pool %s: %w", dir, errNotMounted)
+	}
+	return client, err
+}
+
 // ask returns the daemon of the pool in dir, or nil when there is none.
-func (a *App) ask(ctx context.Context, socket, dir string) (*access, error) {
+func (a *App) ask(ctx context.Context, socket, dir string) (*control.Client, error) {
 	client := control.NewClient(socket)
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -125,7 +154,7 @@ func (a *App) ask(ctx context.Context, socket, dir string) (*access, error) {
 		// A copy of the pool, with its id: not what the daemon has.
 		return nil, client.Close()
 	}
-	return &access{volumes: client}, nil
+	return client, nil
 }
 
 // sameDir compares what is there, and not how it is written.
@@ -165,7 +194,7 @@ func (a *App) daemons(ctx context.Context) ([]running, error) {
 }
 
 // findMounted returns the only daemon.
-func (a *App) findMounted(ctx context.Context) (*access, error) {
+func (a *App) findMounted(ctx context.Context) (*control.Client, error) {
 	found, err := a.daemons(ctx)
 	switch {
 	case len(found) == 0 && err != nil:
@@ -179,7 +208,7 @@ func (a *App) findMounted(ctx context.Context) (*access, error) {
 		}
 		return nil, usage("which pool? Several are mounted, name one with --pool DIR or $%s:\n  %s", PoolEnv, strings.Join(dirs, "\n  "))
 	}
-	return &access{volumes: control.NewClient(found[0].socket)}, nil
+	return control.NewClient(found[0].socket), nil
 }
 
 // settle waits until the use of volumes is known, when this process is the one who counts.

@@ -49,6 +49,12 @@ func (c *Client) Info(ctx context.Context) (pool.Info, error) {
 	return info, c.call(ctx, http.MethodGet, "/v1/info", nil, &info)
 }
 
+// Requests counts the kernel's requests of the mount, by operation.
+func (c *Client) Requests(ctx context.Context) (map[string]uint64, error) {
+	var counts map[string]uint64
+	return counts, c.call(ctx, http.MethodGet, "/v1/requests", nil, &counts)
+}
+
 // Volumes lists the volumes by name.
 func (c *Client) Volumes(ctx context.Context) ([]pool.Volume, error) {
 	var volumes []pool.Volume

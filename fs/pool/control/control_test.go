@@ -47,6 +47,9 @@ func (f *fakePool) note(name string, asked any) error {
 }
 
 func (f *fakePool) Info() pool.Info { return pool.Info{ID: testID, Dir: "/srv/croft", PID: 42} }
+func (f *fakePool) Requests() map[string]uint64 {
+	return map[string]uint64{"LOOKUP": 1<<63 + 1, "INIT": 1}
+}
 func (f *fakePool) Create(_ context.Context, name string, o pool.CreateOptions) (pool.Volume, error) {
 	return volume, f.note(name, o)
 }
@@ -101,6 +104,10 @@ func TestRoundTrip(t *testing.T) {
 	info, err := c.Info(ctx)
 	if err != nil || info != f.Info() {
 		t.Errorf("Info: %+v, %v", info, err)
+	}
+	counts, err := c.Requests(ctx)
+	if err != nil || !reflect.DeepEqual(counts, f.Requests()) {
+		t.Errorf("Requests: %v, %v", counts, err)
 	}
 	vs, err := c.Volumes(ctx)
 	if err != nil || !reflect.DeepEqual(vs, []pool.Volume{volume}) {

@@ -4,6 +4,7 @@
 // a Client has the same methods as the pool. What crosses is HTTP with JSON:
 //
 //	GET    /v1/info            pool.Info
+//	GET    /v1/requests        pool.Pool.Requests
 //	GET    /v1/volumes         []pool.Volume
 //	GET    /v1/volumes/{name}  pool.Volume
 //	POST   /v1/volumes/{name}  pool.CreateOptions → pool.Volume

@@ -26,6 +26,7 @@ const (
 // the goroutine of its request, and their contexts end when the caller goes away.
 type Pool interface {
 	Info() pool.Info
+	Requests() map[string]uint64
 	Create(ctx context.Context, name string, o pool.CreateOptions) (pool.Volume, error)
 	Resize(ctx context.Context, name string, o pool.ResizeOptions) (pool.Volume, error)
 	Delete(ctx context.Context, name string, o pool.DeleteOptions) error
@@ -137,6 +138,7 @@ func (s *Server) handler() http.Handler {
 		})
 	}
 	route("GET /v1/info", func(*http.Request) (any, error) { return s.pool.Info(), nil })
+	route("GET /v1/requests", func(*http.Request) (any, error) { return s.pool.Requests(), nil })
 	route("GET /v1/volumes", func(r *http.Request) (any, error) {
 		volumes, err := s.pool.Volumes(r.Context())
 		if volumes == nil {

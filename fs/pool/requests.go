@@ -1,0 +1,12 @@
+package pool
+
+// Requests returns how many requests the kernel has made of the mount since it was mounted, by the
+// kernel's names of the operations ("LOOKUP"). It is empty when the pool is not mounted: a mount's
+// first request is INIT.
+func (p *Pool) Requests() map[string]uint64 {
+	if p.mount.point() == "" {
+		return map[string]uint64{}
+	}
+	conn, _ := p.mount.get()
+	return conn.Counts()
+}
