@@ -49,15 +49,8 @@ type Conn struct {
 	detached atomic.Bool // Unmount took the mount out of the tree
 	dead     atomic.Bool // the kernel has ended the connection
 
-	// INVARIANT: 0 <= idle <= threads <= opts.MaxThreads + maxWaiting.
-	threads  atomic.Int32 // started and not ended
-	waiting  atomic.Int32 // of those: in a handler that has called Waits
-	idle     atomic.Int32 // of those: waiting for a request, or about to
-	shortage atomic.Int64 // when idle was last 0, in nanoseconds after epoch
-	epoch    time.Time
-	linger   time.Duration // how long after a shortage no thread ends
-	panics   atomic.Uint64
-	running  sync.WaitGroup // counts threads
+	crew   crew
+	panics atomic.Uint64
 
 	failureMu sync.Mutex
 	failure   error // guarded by failureMu: why a thread ended before the connection did
@@ -112,8 +105,7 @@ func newConn(fs fuse.RawFileSystem, o Options, mountpoint string) (*Conn, error)
 		log:        o.Logger.With(zap.String("mountpoint", mountpoint)),
 		mountpoint: mountpoint,
 		fd:         -1,
-		epoch:      time.Now(),
-		linger:     defaultLinger,
+		crew:       crew{epoch: time.Now(), linger: defaultLinger, members: make(map[*thread]struct{})},
 	}
 	logger, err := zap.NewStdLogAt(c.log.Named("go-fuse"), zapcore.DebugLevel)
 	if err != nil {

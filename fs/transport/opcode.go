@@ -8,10 +8,27 @@ import (
 // Opcodes that this package itself looks at: enum fuse_opcode in include/uapi/linux/fuse.h.
 const (
 	opForget      = 2
+	opFsync       = 20
 	opInit        = 26
+	opFsyncDir    = 30
+	opInterrupt   = 36
 	opNotifyReply = 41
 	opBatchForget = 42
+
+	opFallocate       = 43
+	opCopyFileRange   = 47
+	opSyncFS          = 50
+	opCopyFileRange64 = 53
 )
+
+// slowOpcode tells that such a request waits for the disk, or moves any amount of data.
+func slowOpcode(op uint32) bool {
+	switch op {
+	case opFsync, opFsyncDir, opFallocate, opCopyFileRange, opCopyFileRange64, opSyncFS:
+		return true
+	}
+	return false
+}
 
 // opcodeSlots is how many opcodes are counted apart. Slot 0 is for those beyond.
 const opcodeSlots = 64

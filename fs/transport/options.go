@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"go.uber.org/zap"
@@ -13,7 +14,6 @@ const (
 	defaultName          = "croft"
 	defaultMaxWrite      = 1 << 20
 	defaultMaxBackground = 64
-	defaultMinThreads    = 2
 	defaultMaxThreads    = 64
 
 	// minMaxWrite is what the kernel raises a smaller max_write to
@@ -53,7 +53,8 @@ type Options struct {
 	// I/O) the kernel keeps under way. Default 64, at most 65535.
 	MaxBackground int
 
-	// MinThreads is how many threads stay when all are idle. Default 2.
+	// MinThreads is how many threads serve as long as handlers compute, and stay
+	// when all are idle. Default: one for two processors, at most 8.
 	MinThreads int
 
 	// MaxThreads is how many handlers may run at a time. Default 64.
@@ -77,7 +78,7 @@ func (o *Options) EnsureDefaults() {
 	setDefault(&o.MaxWrite, defaultMaxWrite)
 	setDefault(&o.MaxBackground, defaultMaxBackground)
 	setDefault(&o.Wakeups, WakeupsAuto)
-	setDefault(&o.MinThreads, defaultMinThreads)
+	setDefault(&o.MinThreads, min(max(runtime.NumCPU()/2, 1), 8))
 	setDefault(&o.MaxThreads, max(defaultMaxThreads, o.MinThreads))
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"time"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -17,9 +17,6 @@ import (
 const (
 	// threadName is what /proc/<pid>/task/<tid>/comm shows.
 	threadName = "croft-serve"
-
-	// defaultLinger keeps a burst of requests from starting and ending threads all the time.
-	defaultLinger = 10 * time.Second
 
 	// secbitNoSetuidFixup is SECBIT_NO_SETUID_FIXUP of include/uapi/linux/securebits.h:
 	// capabilities stay as they are when a user id changes from or to 0.
@@ -40,7 +37,7 @@ func (c *Conn) Serve() error {
 	for range c.opts.MinThreads {
 		c.startThread()
 	}
-	c.running.Wait()
+	c.crew.running.Wait()
 
 	var err error
 	if !c.dead.Load() {
@@ -57,44 +54,6 @@ func (c *Conn) Serve() error {
 	c.waker.close()
 	c.fs.OnUnmount()
 	return err
-}
-
-// startThread starts a thread unless there are MaxThreads or the connection has ended.
-func (c *Conn) startThread() {
-	for {
-		n := c.threads.Load()
-		if int(n-c.waiting.Load()) >= c.opts.MaxThreads || c.dead.Load() {
-			return
-		}
-		if c.threads.CompareAndSwap(n, n+1) {
-			break
-		}
-	}
-	c.idle.Add(1) // from birth, so that those who take requests meanwhile do not start another each
-	c.running.Add(1)
-	onOwnThread(func() {
-		defer c.running.Done()
-		c.runThread()
-	})
-}
-
-// maxWaiting is how many threads Waits leaves out of the count: each has its buffers.
-const maxWaiting = 512
-
-// Waits is called by a handler that is about to wait for something that takes
-// longer than an operation on the disk, and over when the wait has ended. Until
-// then its thread does not count as one of MaxThreads, so that those who wait
-// for one thing do not hold up everybody else. Beyond maxWaiting at a time it
-// changes nothing.
-func (c *Conn) Waits() (over func()) {
-	if c.waiting.Add(1) > maxWaiting {
-		c.waiting.Add(-1)
-		return func() {}
-	}
-	if c.idle.Load() == 0 {
-		c.startThread()
-	}
-	return func() { c.waiting.Add(-1) }
 }
 
 // onOwnThread runs fn on a thread that ends with it. That is never the process's first
@@ -144,49 +103,6 @@ func tryThread() error {
 	return <-result
 }
 
-// runThread is a serving thread's life.
-func (c *Conn) runThread() {
-	if err := prepareThread(); err != nil {
-		c.fail(err)
-		c.idle.Add(-1)
-		c.threads.Add(-1)
-		return
-	}
-	t := newThread(c)
-	for {
-		n, err := t.read()
-		if c.idle.Add(-1) == 0 && err == nil {
-			c.shortage.Store(int64(time.Since(c.epoch)))
-			c.startThread()
-		}
-		if err != nil {
-			c.threads.Add(-1)
-			if errors.Is(err, unix.ENODEV) {
-				c.dead.Store(true)
-			} else {
-				c.fail(fmt.Errorf("read from the FUSE device: %w", err))
-			}
-			return
-		}
-		panics := c.panics.Load()
-		t.serve(n)
-		if c.panics.Load() != panics || c.surplus() {
-			break
-		}
-		c.idle.Add(1)
-	}
-	// The idle threads that were seen may all have taken requests since.
-	if left := c.threads.Add(-1); int(left) < c.opts.MinThreads || c.idle.Load() == 0 {
-		c.startThread()
-	}
-}
-
-// surplus tells a thread that has replied whether it may end.
-func (c *Conn) surplus() bool {
-	return int(c.idle.Load()) >= c.opts.MinThreads &&
-		time.Since(c.epoch)-time.Duration(c.shortage.Load()) >= c.linger
-}
-
 // fail logs an error that ends a thread, and keeps the first for Serve.
 func (c *Conn) fail(err error) {
 	c.log.Error("a serving thread ended", zap.Error(err))
@@ -205,6 +121,9 @@ type thread struct {
 	in, out       []byte
 	inIov, outIov [1][]byte // here, so as not to be allocated for each request
 	pace          pace
+
+	since  atomic.Int64 // when the handler began, in nanoseconds after crew.epoch; 0 when none runs
+	isSlow atomic.Bool  // the thread is counted in crew.slow
 }
 
 func newThread(c *Conn) *thread {
@@ -250,7 +169,9 @@ func (t *thread) serve(n int) {
 	t.c.count(op)
 	t.pace.count()
 	reply := t.handle(n)
-	if len(reply) == 0 {
+	// go-fuse answers EAGAIN to a second INTERRUPT of a request, whereupon the
+	// kernel sends it again, and again. None need be answered.
+	if len(reply) == 0 || op == opInterrupt {
 		return
 	}
 	err := writeReply(t.fd, reply)

@@ -196,7 +196,7 @@ func mountTest(t testing.TB, fs unmountCounter, o Options) *mounted {
 		if n := fs.unmounts(); n != 1 {
 			t.Errorf("OnUnmount was called %d times", n)
 		}
-		if threads, idle := c.threads.Load(), c.idle.Load(); threads != 0 || idle != 0 {
+		if threads, idle := c.crew.threads.Load(), c.crew.idle.Load(); threads != 0 || idle != 0 {
 			t.Errorf("after Serve %d threads, %d idle", threads, idle)
 		}
 	})
@@ -485,7 +485,7 @@ func TestBlockedHandlers(t *testing.T) {
 
 			block(maxThreads)
 			b.wait(t, 1)
-			if n := m.threads.Load(); int(n) != maxThreads {
+			if n := m.crew.threads.Load(); int(n) != maxThreads {
 				t.Errorf("%d threads run, want %d", n, maxThreads)
 			}
 			late := make(chan error, 1)
@@ -509,26 +509,26 @@ func TestSurplusThreadsEnd(t *testing.T) {
 	fs.lookup = b.lookup
 	m := mountTest(t, fs, Options{MinThreads: 3})
 	t.Cleanup(b.release)
-	m.linger = 50 * time.Millisecond
+	m.crew.linger = 50 * time.Millisecond
 	m.serve()
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() { _ = stat(m.path(fmt.Sprint("block", i))) })
 	}
 	b.wait(t, 20)
-	if n := m.threads.Load(); n < 20 {
+	if n := m.crew.threads.Load(); n < 20 {
 		t.Errorf("%d threads run in a burst of 20", n)
 	}
 	b.release()
 	wg.Wait()
 	eventually(t, "surplus threads do not end", func() bool {
 		_ = stat(m.path(fileName))
-		return m.threads.Load() == 3 && servingThreads(t) == 3
+		return m.crew.threads.Load() == 3 && servingThreads(t) == 3
 	})
 	for range 1000 {
 		_ = stat(m.path(fileName))
 	}
-	if n := m.threads.Load(); n < 3 {
+	if n := m.crew.threads.Load(); n < 3 {
 		t.Errorf("%d threads are left, fewer than MinThreads", n)
 	}
 }
