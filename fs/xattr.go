@@ -40,11 +40,18 @@ func (f *FS) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string, dest []
 		size, err = unix.Getxattr(procPath(fd), attr, dest)
 		return err
 	})
+	if err == unix.ENODATA && attr == selinuxLabel {
+		err = unix.EOPNOTSUPP
+	}
 	if err != nil {
 		return 0, toStatus(err)
 	}
 	return uint32(size), fuse.OK
 }
+
+// selinuxLabel is asked of every file by ls -l, until it is told that there is no
+// such thing here. Where SELinux is in force the kernel answers it by itself.
+const selinuxLabel = "security.selinux"
 
 // listXattr returns the attribute names of the inode behind fd, each ended by
 // NUL, without the daemon's.
