@@ -107,6 +107,8 @@ func (o *Options) Validate() error {
 	fault(filepath.Clean(o.Mountpoint) == "/", "the root directory cannot be the mount point")
 	fault(o.MaxWrite < minMaxWrite || o.MaxWrite > maxMaxWrite, "max write %d is not within %d and %d", o.MaxWrite, minMaxWrite, maxMaxWrite)
 	fault(o.MaxBackground < 1 || o.MaxBackground > 65535, "max background %d is not within 1 and 65535", o.MaxBackground)
+	fault(o.Wakeups != WakeupsAuto && o.Wakeups != WakeupsFast && o.Wakeups != WakeupsPlain, "wake-ups %q are not %s, %s or %s",
+		o.Wakeups, WakeupsAuto, WakeupsFast, WakeupsPlain)
 	fault(o.MinThreads < 1, "min threads %d is less than 1", o.MinThreads)
 	fault(o.MaxThreads < o.MinThreads, "max threads %d is less than min threads %d", o.MaxThreads, o.MinThreads)
 	return errors.Join(faults...)
