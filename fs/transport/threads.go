@@ -62,8 +62,9 @@ type crew struct {
 
 func (w *crew) now() int64 { return int64(time.Since(w.epoch)) }
 
-// serving counts the threads that can be expected to take a request soon.
-func (w *crew) serving() int { return int(w.threads.Load() - w.waiting.Load() - w.slow.Load()) }
+// serving counts the threads that can be expected to take a request soon. Those
+// that wait are found to be slow as well before long.
+func (w *crew) serving() int { return int(w.threads.Load() - max(w.waiting.Load(), w.slow.Load())) }
 
 // startThread starts a thread unless there are MaxThreads or the connection has ended.
 func (c *Conn) startThread() {
