@@ -71,7 +71,14 @@ func (n *node) attrTimeout() time.Duration {
 	return cacheTimeout
 }
 
+// noGroup is a group that nobody is in.
+const noGroup = 1<<32 - 2
+
 // rootStat makes up the attributes of the directory that lists the volumes.
+// Everybody may walk through it and list it. A mode with bits for the group
+// would have the kernel ask for its ACL at each step of a path: it has made the
+// inode before it learned that there are ACLs, and does not cache one for it
+// (fuse_init_inode in fs/fuse/inode.c, acl_permission_check in fs/namei.c).
 func (f *FS) rootStat() unix.Stat_t {
 	var st unix.Stat_t
 	_ = unix.Fstat(int(f.pool.Fd()), &st)
@@ -79,7 +86,7 @@ func (f *FS) rootStat() unix.Stat_t {
 	volumes := len(f.volumes)
 	f.mu.RUnlock()
 	return unix.Stat_t{
-		Ino: rootIno, Mode: unix.S_IFDIR | 0o755, Nlink: uint64(2 + volumes), Blksize: 4096,
+		Ino: rootIno, Mode: unix.S_IFDIR | 0o705, Gid: noGroup, Nlink: uint64(2 + volumes), Blksize: 4096,
 		Atim: st.Mtim, Mtim: st.Mtim, Ctim: st.Ctim,
 	}
 }
@@ -210,7 +217,7 @@ func (f *FS) setAttr(fd int, n *node, in *fuse.SetAttrIn) error {
 		}
 	}
 	if mode, ok := in.GetMode(); ok {
-		if n.typ == unix.S_IFLNK {
+		if n.isSymlink() {
 			return unix.EOPNOTSUPP
 		}
 		if err := unix.Chmod(procPath(fd), mode); err != nil {
@@ -275,8 +282,12 @@ func (f *FS) truncateLocked(n *node, fd int, size uint64) error {
 		}
 	}
 	grows := size > n.size
+	if grows && n.opens == 0 { // fd is the only one
+		f.mappedLocked(n, fd)
+	}
 	if grows && n.shared.Load() {
-		return f.fillGapLocked(n, fd, size)
+		_, err := f.fillGapLocked(n, fd, size)
+		return err
 	}
 	if grows {
 		if err := f.dropSpeculationLocked(n, fd, f.roundUp(size)); err != nil {

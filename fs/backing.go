@@ -3,6 +3,7 @@ package fs
 import (
 	"container/list"
 	"errors"
+	"math"
 	"strconv"
 	"sync"
 	"syscall"
@@ -17,7 +18,7 @@ func describe(fd int) (handleKey, unix.Stat_t, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return handleKey{}, st, err
 	}
-	key, err := handleAt(fd, "", unix.AT_EMPTY_PATH)
+	key, err := handleAt(fd, new(byte), unix.AT_EMPTY_PATH)
 	return key, st, err
 }
 
@@ -25,20 +26,32 @@ func describe(fd int) (handleKey, unix.Stat_t, error) {
 // name leads to meanwhile; the kernel's lock of the directory, which it holds
 // during LOOKUP, READDIRPLUS and whatever changes names, sees to that.
 func describeAt(dirfd int, name string) (handleKey, unix.Stat_t, error) {
-	var st unix.Stat_t
-	key, err := handleAt(dirfd, name, 0)
-	if err == nil {
-		err = unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
-	}
-	return key, st, err
-}
-
-// handleAt is name_to_handle_at(2). EOVERFLOW for a handle longer than maxHandle.
-func handleAt(dirfd int, name string, flags int) (handleKey, error) {
 	path, err := unix.BytePtrFromString(name)
 	if err != nil {
-		return handleKey{}, err
+		return handleKey{}, unix.Stat_t{}, err
 	}
+	return describePath(dirfd, path)
+}
+
+// describePath is describeAt for a name that ends with a zero.
+func describePath(dirfd int, path *byte) (handleKey, unix.Stat_t, error) {
+	var st unix.Stat_t
+	key, err := handleAt(dirfd, path, 0)
+	if err != nil {
+		return key, st, err
+	}
+	// unix.Fstatat would copy the name.
+	_, _, errno := unix.Syscall6(unix.SYS_NEWFSTATAT, uintptr(dirfd), uintptr(unsafe.Pointer(path)),
+		uintptr(unsafe.Pointer(&st)), unix.AT_SYMLINK_NOFOLLOW, 0, 0)
+	if errno != 0 {
+		return key, st, errno
+	}
+	return key, st, nil
+}
+
+// handleAt is name_to_handle_at(2); path ends with a zero. EOVERFLOW for a handle
+// that handleKey does not hold.
+func handleAt(dirfd int, path *byte, flags int) (handleKey, error) {
 	var mount int32
 	h := struct { // struct file_handle
 		bytes uint32
@@ -50,7 +63,10 @@ func handleAt(dirfd int, name string, flags int) (handleKey, error) {
 	if errno != 0 {
 		return handleKey{}, errno
 	}
-	return handleKey{typ: h.typ, len: uint8(h.bytes), data: h.data}, nil
+	if h.typ < 0 || h.typ > math.MaxUint8 {
+		return handleKey{}, unix.EOVERFLOW
+	}
+	return handleKey{typ: uint8(h.typ), len: uint8(h.bytes), data: h.data}, nil
 }
 
 // openNode opens a node's inode. flags other than O_PATH are only given for

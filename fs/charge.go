@@ -70,8 +70,9 @@ func (f *FS) reloadLocked(n *node, fd int) error {
 		}
 		dense = dense && prealloc == 0
 	}
-	n.size, n.prealloc, n.charge, n.charged = uint64(st.Size), prealloc, charge, true
-	n.unsure, n.dense = false, dense
+	n.size, n.charge, n.charged, n.dense = uint64(st.Size), charge, true, dense
+	n.setPreallocLocked(prealloc)
+	n.setUnsureLocked(false)
 	return nil
 }
 
@@ -99,7 +100,8 @@ func (f *FS) recountLocked(n *node, fd int, reserved uint64) error {
 	if err := f.reloadLocked(n, fd); err != nil {
 		// What the disk holds is unknown: count all that was reserved as
 		// used, so that the ledger errs to the safe side until it is known.
-		n.charge, n.charged, n.dense, n.unsure = before+reserved, false, false, true
+		n.charge, n.charged, n.dense = before+reserved, false, false
+		n.setUnsureLocked(true)
 		n.vol.ledger.Settle(quota.Usage{Bytes: reserved}, quota.Delta{Bytes: int64(reserved)})
 		return err
 	}

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"math"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -40,12 +41,16 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 				return err
 			}
 		}
-		if err := f.fillGapLocked(n, h.fd, in.Offset); err != nil {
+		end, err := f.fillGapLocked(n, h.fd, in.Offset)
+		if err != nil {
 			return err
 		}
 		written, err = f.growLocked(n, h.fd, in.Offset, uint64(len(data)), true, func(length uint64) (uint64, error) {
 			return pwrite(h.fd, data[:length], in.Offset)
 		})
+		if err != nil && written == 0 && end < in.Offset {
+			err = errors.Join(err, f.truncateLocked(n, h.fd, end)) // nothing was written: as if never asked
+		}
 		return err
 	})
 	writeBack := in.WriteFlags&fuse.WRITE_CACHE != 0
@@ -109,10 +114,8 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 		if err := f.loadLocked(n, h.fd); err != nil {
 			return err
 		}
-		if !keep {
-			if err := f.fillGapLocked(n, h.fd, off); err != nil {
-				return err
-			}
+		if !keep && n.shared.Load() && off > n.size { // without a hole in between, all or nothing
+			off, length = n.size, off+length-n.size
 		}
 		beyond := keep && f.roundUp(off+length) > f.chargedEndLocked(n)
 		_, err := f.growLocked(n, h.fd, off, length, false, func(uint64) (uint64, error) {
@@ -156,7 +159,11 @@ func (f *FS) punchLocked(n *node, fd int, mode uint32, off, length uint64) error
 		if end = min(end, n.size); off >= end {
 			return nil
 		}
-		return fallocate(fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, end-off)
+		err := fallocate(fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, end-off)
+		if err != nil { // it may have left a hole
+			err = errors.Join(err, f.recountLocked(n, fd, 0))
+		}
+		return err
 	}
 	if hole, err := f.holeAtLocked(n, fd, off); err != nil {
 		return err

@@ -45,20 +45,23 @@ func (f *FS) open(n *node, flags uint32, out *fuse.OpenOut) error {
 	if err := f.handleRoom(n.vol); err != nil {
 		return err
 	}
-	n.mu.Lock()
-	if n.opensStore(flags) { // which may allocate
-		n.mu.Unlock()
-		if err := n.vol.begin(); err != nil {
-			return err
-		}
-		defer n.vol.end()
+	try := func(begun bool) error {
 		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.lostLocked() {
+			return unix.ESTALE
+		}
+		return f.openFileLocked(n, flags, begun, out)
 	}
-	defer n.mu.Unlock()
-	if n.lostLocked() {
-		return unix.ESTALE
+	err := try(false)
+	if err != errChanges {
+		return err
 	}
-	return f.openFileLocked(n, flags, out)
+	if err := n.vol.begin(); err != nil {
+		return err
+	}
+	defer n.vol.end()
+	return try(true)
 }
 
 // Create serves open(2) with O_CREAT for a name that is not there.

@@ -1,8 +1,11 @@
 package fs
 
 import (
+	"hash/maphash"
+	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,45 +19,64 @@ const maxHandle = 20
 // handleKey identifies a backing inode for as long as the filesystem exists:
 // handles carry the inode's generation, so a reused number is another key.
 type handleKey struct {
-	typ  int32
+	typ  uint8 // enum fid_type ends at 0xff
 	len  uint8
 	data [maxHandle]byte
 }
 
 func (k *handleKey) fileHandle() unix.FileHandle {
-	return unix.NewFileHandle(k.typ, k.data[:k.len])
+	return unix.NewFileHandle(int32(k.typ), k.data[:k.len])
 }
 
 // node is one backing inode that the kernel knows, or that an operation holds.
+// There may be millions: what few of them need is in rare. TestNodeSize.
 type node struct {
 	id  uint64
 	vol *volume
-	key handleKey
-	typ uint32 // S_IFMT bits; never change
 
-	lookups uint64 // guarded by nodeTable.mu
-	pinned  bool   // guarded by nodeTable.mu: a volume's root, kept until removed
+	next    [2]*node // guarded by nodeTable.mu: the chains of byID and byKey
+	lookups uint64   // guarded by nodeTable.mu: the kernel's, and one of who pinned it
+
+	key handleKey
+	typ uint8 // S_IFMT bits >> 12; never change
+
+	// io is how the kernel does I/O on the open files, backing what it does it
+	// on in ioPassed. See open_mode.go, for mappable, stale and shared as well.
+	io      ioMode
+	backing backing
+
+	// mu guards what follows and io and backing, and makes a change of the inode
+	// and of its charge one.
+	mu sync.Mutex
+	// rare is noRare until the node needs one of its own; see ownRareLocked.
+	*rare
+	// INVARIANT: charge is what the ledger holds for this inode, in bytes.
+	charge uint64
+	size   uint64
+	// opens counts open handles.
+	opens uint32
 
 	// nameless is set while orphan or gone is: a glance that spares stat the lock.
 	nameless atomic.Bool
-
-	// mu guards the rest, and makes a change of the inode and of its charge one.
-	mu sync.Mutex
-	// opens counts open handles.
-	opens int
-	// io is how the kernel does I/O on the open files, backing what it does it
-	// on in ioPassed. See open_mode.go, for the next four as well.
-	io      ioMode
-	backing backing
+	// shared tells that mappings may store into the backing file. It is read without mu.
+	shared atomic.Bool
 	// mappable tells that the backing file may have been mapped since the kernel
 	// knows the node.
 	mappable bool
 	// stale tells that the mount's page cache may be behind the file.
 	stale bool
-	// shared tells that mappings may store into the backing file. It is read without mu.
-	shared atomic.Bool
-	// lingers tells that the removed inode is still mapped: held is its charge.
-	lingers bool
+
+	// charged tells that charge, size, prealloc and dense are known.
+	charged bool
+	// dense tells that exactly the blocks of [0, size) are mapped and charged.
+	dense bool
+}
+
+// rare is the part of a node that few nodes need, guarded by node.mu.
+//
+// INVARIANT: only ownRareLocked's result is written to. orphan, gone, prealloc and
+// unsure have setters that see to it; the rest is set after orphan or gone was.
+type rare struct {
 	// orphan is the name in the volume's orphans directory; empty when the
 	// inode has its names in the tree.
 	orphan string
@@ -62,6 +84,11 @@ type node struct {
 	replaced bool
 	// exclusive marks a file made with O_TMPFILE|O_EXCL: it may not be linked.
 	exclusive bool
+	// lingers tells that the removed inode is still mapped: held is its charge.
+	lingers bool
+	// unsure tells that the ledger holds charge and the disk may hold less: a
+	// recount has failed. charged is false then.
+	unsure bool
 	// gone holds the last attributes once the last name went and no orphan was kept.
 	gone *unix.Stat_t
 	// held is what a removed but open directory is charged until the last close,
@@ -73,45 +100,94 @@ type node struct {
 	// charge stays in the ledger. -1 when there is none. See grave.go.
 	grave int
 
-	// charged tells that the next four are known.
-	charged bool
-	// unsure tells that the ledger holds charge and the disk may hold less: a
-	// recount has failed. charged is false then.
-	unsure bool
-	// INVARIANT: charge is what the ledger holds for this inode, in bytes.
-	charge   uint64
-	size     uint64
+	// prealloc is the end of what is preallocated beyond size; 0 when nothing is.
 	prealloc uint64
-	// dense tells that exactly the blocks of [0, size) are mapped and charged.
-	dense bool
 }
+
+// noRare is what all nodes share that have no rare of their own; never written to.
+var noRare = &rare{grave: -1}
 
 func newNode(id uint64, v *volume, key handleKey, mode uint32) *node {
-	return &node{id: id, vol: v, key: key, typ: mode & unix.S_IFMT, grave: -1}
+	return &node{id: id, vol: v, key: key, typ: uint8(mode & unix.S_IFMT >> 12), rare: noRare}
 }
 
-func (n *node) isDir() bool     { return n.typ == unix.S_IFDIR }
-func (n *node) isRegular() bool { return n.typ == unix.S_IFREG }
+// ownRareLocked makes what is in rare the node's own, which may be written to.
+func (n *node) ownRareLocked() *rare {
+	if n.rare == noRare {
+		own := *noRare
+		n.rare = &own
+	}
+	return n.rare
+}
+
+func (n *node) setPreallocLocked(end uint64) {
+	if n.prealloc != end {
+		n.ownRareLocked().prealloc = end
+	}
+}
+
+func (n *node) setUnsureLocked(unsure bool) {
+	if n.unsure != unsure {
+		n.ownRareLocked().unsure = unsure
+	}
+}
+
+func (n *node) isDir() bool     { return n.typ == unix.S_IFDIR>>12 }
+func (n *node) isSymlink() bool { return n.typ == unix.S_IFLNK>>12 }
+func (n *node) isRegular() bool { return n.typ == unix.S_IFREG>>12 }
 
 // nodeTable maps node ids and file handles to nodes.
 type nodeTable struct {
 	mu    sync.RWMutex
-	byID  map[uint64]*node
-	byKey map[handleKey]*node
+	byID  nodeIndex
+	byKey nodeIndex
 	next  uint64
+	seed  maphash.Seed
+
+	// dropped counts the nodes that left since the garbage was last collected;
+	// collecting tells that it is going to be.
+	dropped    int
+	collecting bool
 }
 
+// Once so many nodes have left, and half as many as are left, their memory is
+// given back, after collectDelay. The runtime would wait two minutes, since nobody
+// allocates while the kernel forgets.
+const (
+	collectAfter = 1 << 14
+	collectDelay = time.Second
+)
+
 func (t *nodeTable) init() {
-	t.byID = make(map[uint64]*node)
-	t.byKey = make(map[handleKey]*node)
+	t.seed = maphash.MakeSeed()
+	t.byID = nodeIndex{link: 0, hash: func(n *node) uint64 { return n.id }}
+	t.byKey = nodeIndex{link: 1, hash: func(n *node) uint64 { return t.hash(&n.key) }}
 	t.next = rootIno
+}
+
+func (t *nodeTable) hash(key *handleKey) uint64 { return maphash.Bytes(t.seed, key.data[:key.len]) }
+
+func (t *nodeTable) getLocked(id uint64) *node {
+	n := t.byID.first(id)
+	for n != nil && n.id != id {
+		n = n.next[t.byID.link]
+	}
+	return n
+}
+
+func (t *nodeTable) findLocked(key *handleKey) *node {
+	n := t.byKey.first(t.hash(key))
+	for n != nil && n.key != *key {
+		n = n.next[t.byKey.link]
+	}
+	return n
 }
 
 // get returns the node of an id, nil when there is none.
 func (t *nodeTable) get(id uint64) *node {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return t.byID[id]
+	return t.getLocked(id)
 }
 
 // find returns the node of a backing inode, or a fresh one that is in no table:
@@ -119,7 +195,7 @@ func (t *nodeTable) get(id uint64) *node {
 func (t *nodeTable) find(v *volume, key handleKey, mode uint32) *node {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	if n := t.byKey[key]; n != nil && n.vol == v {
+	if n := t.findLocked(&key); n != nil && n.vol == v {
 		return n
 	}
 	return newNode(0, v, key, mode)
@@ -137,7 +213,7 @@ func (t *nodeTable) of(v *volume) []*node {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	var nodes []*node
-	for _, n := range t.byID {
+	for n := range t.byID.all {
 		if n.vol == v {
 			nodes = append(nodes, n)
 		}
@@ -150,65 +226,57 @@ func (t *nodeTable) of(v *volume) []*node {
 func (t *nodeTable) lookup(v *volume, key handleKey, mode uint32, made func(*node)) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n := t.getOrAddLocked(v, key, mode, made)
-	n.lookups++
-	return n
-}
-
-func (t *nodeTable) pin(v *volume, key handleKey, mode uint32) *node {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	n := t.getOrAddLocked(v, key, mode, nil)
-	n.pinned = true
-	return n
-}
-
-func (t *nodeTable) unpin(n *node) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	n.pinned = false
-	t.dropLocked(n)
-}
-
-func (t *nodeTable) getOrAddLocked(v *volume, key handleKey, mode uint32, made func(*node)) *node {
-	n := t.byKey[key]
+	n := t.findLocked(&key)
 	// A node left over from a volume that was removed gives way.
 	if n == nil || n.vol != v {
+		if n != nil {
+			t.byKey.remove(n)
+		}
 		t.next++
 		n = newNode(t.next, v, key, mode)
 		if made != nil {
 			made(n)
 		}
-		t.byID[n.id] = n
-		t.byKey[key] = n
+		t.byID.add(n)
+		t.byKey.add(n)
 	}
+	n.lookups++
 	return n
 }
+
+// pin keeps the node of a volume's root, until unpin, as a lookup does.
+func (t *nodeTable) pin(v *volume, key handleKey, mode uint32) *node {
+	return t.lookup(v, key, mode, nil)
+}
+
+func (t *nodeTable) unpin(n *node) { t.forget(n.id, 1) }
 
 // forget takes back lookups; at zero the node leaves the table and is returned.
 func (t *nodeTable) forget(id, lookups uint64) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n := t.byID[id]
+	n := t.getLocked(id)
 	if n == nil {
 		return nil
 	}
-	n.lookups -= min(lookups, n.lookups)
-	if !t.dropLocked(n) {
+	if n.lookups -= min(lookups, n.lookups); n.lookups > 0 {
 		return nil
+	}
+	t.byID.remove(n)
+	t.byKey.remove(n)
+	t.dropped++
+	if !t.collecting && t.dropped >= max(collectAfter, t.byID.len()/2) {
+		t.collecting = true
+		time.AfterFunc(collectDelay, t.collect)
 	}
 	return n
 }
 
-func (t *nodeTable) dropLocked(n *node) (dropped bool) {
-	if n.lookups > 0 || n.pinned {
-		return false
-	}
-	delete(t.byID, n.id)
-	if t.byKey[n.key] == n {
-		delete(t.byKey, n.key)
-	}
-	return true
+func (t *nodeTable) collect() {
+	t.mu.Lock()
+	t.dropped, t.collecting = 0, false
+	t.mu.Unlock()
+	runtime.GC()
 }
 
 // Forget takes back lookups of a node. With the last one goes what is kept for
@@ -236,7 +304,7 @@ func (f *FS) Forget(nodeid, nlookup uint64) {
 // setOrphanLocked records the node's name in the orphans directory; empty when
 // it has a name in the tree (again).
 func (n *node) setOrphanLocked(name string) {
-	n.orphan = name
+	n.ownRareLocked().orphan = name
 	n.nameless.Store(name != "" || n.gone != nil)
 }
 
@@ -254,6 +322,7 @@ func (n *node) lingering() bool {
 
 // setGoneLocked records the last attributes of an inode that is no more.
 func (n *node) setGoneLocked(st *unix.Stat_t) {
-	n.orphan, n.gone = "", st
+	own := n.ownRareLocked()
+	own.orphan, own.gone = "", st
 	n.nameless.Store(true)
 }

@@ -41,7 +41,7 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 		return toStatus(err)
 	}
 	defer f.putDir(d)
-	err = f.lookupChild(d, name, out)
+	err = f.lookupChild(n.vol, d.fd, name, out)
 	if err == unix.ENOENT {
 		*out = fuse.EntryOut{}
 		out.SetEntryTimeout(cacheTimeout)
@@ -51,13 +51,12 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 }
 
 // lookupChild fills out for a name and counts a lookup of its node.
-func (f *FS) lookupChild(d *dirFD, name string, out *fuse.EntryOut) error {
-	key, st, err := describeAt(d.fd, name)
+func (f *FS) lookupChild(v *volume, dirfd int, name string, out *fuse.EntryOut) error {
+	key, st, err := describeAt(dirfd, name)
 	if err != nil {
 		return err
 	}
-	n := f.nodes.lookup(d.node.vol, key, st.Mode, nil)
-	fillEntry(out, n, &st)
+	fillEntry(out, f.nodes.lookup(v, key, st.Mode, nil), &st)
 	return nil
 }
 
@@ -138,7 +137,7 @@ func (f *FS) adopt(d *dirFD, name string, fd int, reserved quota.Usage, done fun
 	v := d.node.vol
 	n := f.nodes.lookup(v, key, st.Mode, func(n *node) {
 		n.charged, n.charge, n.size = true, charge, uint64(st.Size)
-		n.dense = n.isRegular()
+		n.dense, n.io = n.isRegular(), ioNone
 	})
 	v.ledger.Settle(reserved, quota.Delta{Bytes: int64(charge), Inodes: 1})
 	done(n, &st, fd)
@@ -221,7 +220,7 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 	if err := f.link(n, d, name); err != nil {
 		return toStatus(err)
 	}
-	return toStatus(f.lookupChild(d, name, out))
+	return toStatus(f.lookupChild(v, d.fd, name, out))
 }
 
 func (f *FS) link(n *node, d *dirFD, name string) error {

@@ -33,6 +33,9 @@ import (
 //     until the kernel forgets the node, which it does not while a mapping is
 //     there: the backing file holds the path by which it was opened
 //     (backing_file_open in fs/file_table.c). See lingersLocked.
+//   - What is stored by a mapping of the mount's page cache does not show in a
+//     mapping of the backing file. So a file that is still mapped when it is
+//     opened again is passed through again. See mappedLocked.
 
 // Tier is how far the daemon is taken out of the data path.
 type Tier string
@@ -79,9 +82,10 @@ func (f *FS) TryPassthrough(k Kernel) error {
 type ioMode uint8
 
 const (
-	ioNone   ioMode = iota // none is open
-	ioCached               // through the page cache of the mount
-	ioPassed               // passed through, or FOPEN_PASSTHROUGH|FOPEN_DIRECT_IO
+	ioUnknown ioMode = iota // none was open yet: mappings that an earlier daemon has left are possible
+	ioNone                  // none is open
+	ioCached                // through the page cache of the mount
+	ioPassed                // passed through, or FOPEN_PASSTHROUGH|FOPEN_DIRECT_IO
 )
 
 // backing is the backing file of an inode whose open files are passed through.
@@ -90,14 +94,20 @@ type backing struct {
 	fd int   // of all who read it; -1 when there is none
 }
 
+// errChanges is returned by an open that must be one of the volume's changes.
+var errChanges = errors.New("the open changes the volume")
+
 func isWriter(flags uint32) bool { return flags&unix.O_ACCMODE != unix.O_RDONLY }
 
-// openFileLocked opens a regular file and fills out. It needs a change to be
-// begun when opensStore says so.
-func (f *FS) openFileLocked(n *node, flags uint32, out *fuse.OpenOut) error {
+// openFileLocked opens a regular file and fills out. errChanges when it has to
+// allocate for that and no change was begun.
+func (f *FS) openFileLocked(n *node, flags uint32, begun bool, out *fuse.OpenOut) error {
 	if !isWriter(flags) && n.io == ioPassed && n.backing.fd >= 0 {
 		f.openedLocked(&file{node: n, fd: n.backing.fd, flags: flags, borrowed: true}, out)
 		return nil
+	}
+	if n.opensStore(flags) && !begun {
+		return errChanges
 	}
 	fd, err := f.openNode(n, openFlags(flags))
 	if err != nil {
@@ -110,7 +120,11 @@ func (f *FS) openFileLocked(n *node, flags uint32, out *fuse.OpenOut) error {
 	h := &file{node: n, fd: fd, flags: flags}
 	switch {
 	case n.opensStore(flags):
-		if err := f.fillLocked(n, fd, 0, n.size); err != nil {
+		err := errChanges
+		if begun {
+			err = f.fillLocked(n, fd, 0, n.size)
+		}
+		if err != nil {
 			syscall.Close(fd)
 			f.endIOLocked(n)
 			return err
@@ -135,7 +149,6 @@ func (f *FS) openedLocked(h *file, out *fuse.OpenOut) {
 		if !n.stale { // nobody else changes the file
 			out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
 		}
-		n.stale = false
 		return
 	}
 	out.OpenFlags |= fuse.FOPEN_PASSTHROUGH
@@ -144,9 +157,9 @@ func (f *FS) openedLocked(h *file, out *fuse.OpenOut) {
 		n.stale = true
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
 	}
-	if h.flags&unix.O_ACCMODE != unix.O_WRONLY {
-		n.mappable = true
-	}
+	// By a writer, too: the kernel lets go of its own open file after it has
+	// sent RELEASE (fuse_passthrough_release), and the blocks stay as long.
+	n.mappable = true
 }
 
 // opensStore tells that such an open is the one that lets mappings store into the
@@ -162,10 +175,10 @@ func (n *node) opensStore(flags uint32) bool {
 // opens it for both mostly reads what he has written, which the page cache
 // answers without asking.
 func (f *FS) chooseModeLocked(n *node, fd int, flags uint32) error {
-	if n.io != ioNone {
+	if n.io > ioNone {
 		return nil
 	}
-	must := n.shared.Load() // pages of the mount would not show what mappings store
+	must := f.mappedLocked(n, fd) && f.passesReads()
 	if !must && (flags&unix.O_ACCMODE == unix.O_RDWR || !f.passesReads()) {
 		n.io = ioCached
 		return nil
@@ -216,7 +229,43 @@ func (f *FS) endIOLocked(n *node) {
 			syscall.Close(n.backing.fd)
 		}
 	}
+	if n.io == ioCached {
+		// Not with the first open's answer: others may be answered before the
+		// kernel has dropped its pages for that one.
+		n.stale = false
+	}
 	n.io, n.backing = ioNone, backing{}
+}
+
+// mappedLocked tells whether the backing file of a node that nobody has open is
+// mapped still, or may be. fd is the only descriptor of it.
+//
+// Mappings outlive the daemon as well: what may be one that an earlier daemon
+// has left is taken for one that stores, but in a file with holes, which none can have.
+func (f *FS) mappedLocked(n *node, fd int) bool {
+	inherited := n.io == ioUnknown
+	n.io = ioNone
+	switch {
+	case !n.mappable && !inherited:
+	case aloneWith(fd):
+		n.mappable = false
+		n.shared.Store(false)
+	case inherited && !n.unsure && f.loadLocked(n, fd) == nil && n.dense:
+		n.mappable = true
+		n.shared.Store(true)
+	}
+	return n.mappable
+}
+
+// aloneWith tells whether nothing but this descriptor has the file open: only
+// then does the kernel grant a lease for writing (check_conflicting_open in
+// fs/locks.c), and a mapping is an open file to it. Whoever opens the file in between waits.
+func aloneWith(fd int) bool {
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		return false
+	}
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_UNLCK)
+	return err == nil
 }
 
 // fillLocked allocates and charges the holes of a file in [from, to), all or ENOSPC.
@@ -233,15 +282,17 @@ func (f *FS) fillLocked(n *node, fd int, from, to uint64) error {
 	return err
 }
 
-// fillGapLocked keeps a file without holes that is about to get data at off.
-func (f *FS) fillGapLocked(n *node, fd int, off uint64) error {
+// fillGapLocked keeps a file without holes that is about to get data at off. It
+// returns where the file ended before, off when that was beyond.
+func (f *FS) fillGapLocked(n *node, fd int, off uint64) (end uint64, err error) {
 	if !n.shared.Load() {
-		return nil
+		return off, nil
 	}
 	if err := f.loadLocked(n, fd); err != nil {
-		return err
+		return 0, err
 	}
-	return f.fillLocked(n, fd, n.size, off)
+	end = min(n.size, off)
+	return end, f.fillLocked(n, fd, end, off)
 }
 
 // lingersLocked tells whether a removed inode that nobody has open is still there,

@@ -257,7 +257,8 @@ func (f *FS) ResetCharges(id string) {
 	nodes = append(nodes, f.handles.nodesOf(v)...)
 	for _, n := range nodes {
 		n.mu.Lock()
-		n.charged, n.unsure, n.dense = false, false, false
+		n.charged, n.dense = false, false
+		n.setUnsureLocked(false)
 		n.mu.Unlock()
 	}
 }

@@ -18,17 +18,21 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	kit.Main(m, map[string]kit.Helper{"append": appendLines, "lock": lock, "acl": aclAccess, "umask": makeWithUmask})
+	kit.Main(m, map[string]kit.Helper{"append": appendLines, "lock": lock, "acl": aclAccess, "umask": makeWithUmask, "writeonce": writeOnce, "opener": opener})
 }
 
 // TestSuite runs go-fuse's posixtest through the daemon.
 func TestSuite(t *testing.T) {
-	kit.EachFS(t, func(t *testing.T, fstype string) { suite(t, fstype) })
-	t.Run("one processor", func(t *testing.T) { suite(t, "ext4", "GOMAXPROCS=1") })
+	kit.EachFS(t, func(t *testing.T, fstype string) { suite(t, kit.NewPool(t, fstype)) })
+	t.Run("one processor", func(t *testing.T) { suite(t, kit.NewPool(t, "ext4"), "GOMAXPROCS=1") })
+	t.Run("tier daemon", func(t *testing.T) {
+		p := kit.NewPool(t, "ext4")
+		p.MountArgs = []string{"--tier", "daemon"}
+		suite(t, p)
+	})
 }
 
-func suite(t *testing.T, fstype string, env ...string) {
-	p := kit.NewPool(t, fstype)
+func suite(t *testing.T, p *kit.Pool, env ...string) {
 	p.Mount(env...)
 	for name, test := range posixtest.All {
 		t.Run(name, func(t *testing.T) {
@@ -44,14 +48,10 @@ func suite(t *testing.T, fstype string, env ...string) {
 	}
 }
 
-// each runs a test in a volume of its own on each backing filesystem.
+// each runs a test in a volume of its own on each backing filesystem, in each tier.
 func each(t *testing.T, test func(t *testing.T, dir string)) {
 	t.Helper()
-	kit.EachFS(t, func(t *testing.T, fstype string) {
-		p := kit.NewPool(t, fstype)
-		p.Mount()
-		test(t, p.Create("v", 1*kit.Gi))
-	})
+	eachTier(t, func(t *testing.T, _ *kit.Pool, dir string) { test(t, dir) })
 }
 
 func create(t *testing.T, path string) *os.File {

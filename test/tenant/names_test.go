@@ -18,9 +18,7 @@ import (
 // TestNames uses every byte that a name may hold, and names of every kind that
 // something might take for its own.
 func TestNames(t *testing.T) {
-	kit.EachFS(t, func(t *testing.T, fstype string) {
-		p := kit.NewPool(t, fstype)
-		p.Mount()
+	eachPool(t, func(t *testing.T, p *kit.Pool) {
 		eachUser(t, func(t *testing.T, uid uint32) {
 			name := fmt.Sprint("v", uid)
 			dir := volume(t, p, name)
@@ -101,9 +99,7 @@ func names(args []string) error {
 // TestSpecials has FIFOs, sockets and devices in a volume: nothing that the
 // daemon does with them may block or open them.
 func TestSpecials(t *testing.T) {
-	kit.EachFS(t, func(t *testing.T, fstype string) {
-		p := kit.NewPool(t, fstype)
-		p.Mount()
+	eachPool(t, func(t *testing.T, p *kit.Pool) {
 		if options := kit.Must(t, "findmnt", "-no", "OPTIONS", p.Mnt); !strings.Contains(options, "nodev") {
 			t.Errorf("the mount is not nodev: %s", options)
 		}
@@ -179,9 +175,7 @@ func specials(args []string) error {
 
 // TestOwnAttributes looks for the daemon's own attributes from within.
 func TestOwnAttributes(t *testing.T) {
-	kit.EachFS(t, func(t *testing.T, fstype string) {
-		p := kit.NewPool(t, fstype)
-		p.Mount()
+	eachPool(t, func(t *testing.T, p *kit.Pool) {
 		dir := volume(t, p, "v")
 		eachUser(t, func(t *testing.T, uid uint32) { try(t, uid, "attributes", dir) })
 		p.Check()

@@ -141,9 +141,7 @@ func freed(t *testing.T, p *kit.Pool) {
 // TestRacingRenames swaps directories for symbolic links to the canary while
 // others create, remove and rename below them, and while the volume is deleted.
 func TestRacingRenames(t *testing.T) {
-	kit.EachFS(t, func(t *testing.T, fstype string) {
-		p := kit.NewPool(t, fstype)
-		p.Mount()
+	eachPool(t, func(t *testing.T, p *kit.Pool) {
 		c := newCanary(t, p)
 		rounds := "3000"
 		if testing.Short() {
@@ -173,9 +171,7 @@ func TestRacingRenames(t *testing.T) {
 
 // TestDeepAndDelete makes paths much deeper than PATH_MAX and deletes the volume.
 func TestDeepAndDelete(t *testing.T) {
-	kit.EachFS(t, func(t *testing.T, fstype string) {
-		p := kit.NewPool(t, fstype)
-		p.Mount()
+	eachPool(t, func(t *testing.T, p *kit.Pool) {
 		eachUser(t, func(t *testing.T, uid uint32) {
 			name := fmt.Sprint("v", uid)
 			dir := volume(t, p, name)

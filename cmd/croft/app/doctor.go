@@ -160,6 +160,7 @@ var privileges = []struct {
 	{unix.CAP_CHOWN, "CAP_CHOWN", "owners of files"},
 	{unix.CAP_FOWNER, "CAP_FOWNER", "modes and times of files"},
 	{unix.CAP_FSETID, "CAP_FSETID", "set-id bits"},
+	{unix.CAP_LEASE, "CAP_LEASE", "finding out which files are mapped"},
 	{unix.CAP_SETUID, "CAP_SETUID", "creating as the caller"},
 	{unix.CAP_SETGID, "CAP_SETGID", "creating as the caller"},
 	{unix.CAP_SETPCAP, "CAP_SETPCAP", "serving threads keep their capabilities"},

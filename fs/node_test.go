@@ -1,0 +1,179 @@
+package fs
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"runtime"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The bytes of a known inode, as ARCHITECTURE.md states them.
+const (
+	nodeSize  = 128
+	knownSize = 160 // with its share of the tables
+)
+
+func keyOf(i uint64) (k handleKey) {
+	k.typ, k.len = 1, 8
+	binary.NativeEndian.PutUint64(k.data[:], i)
+	return k
+}
+
+func testTable() (*nodeTable, *volume) {
+	t := new(nodeTable)
+	t.init()
+	return t, &volume{id: "v"}
+}
+
+func heap() int64 {
+	runtime.GC()
+	runtime.GC() // what the first one's sweep has freed counts now
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+func TestNodeSize(t *testing.T) {
+	if size := unsafe.Sizeof(node{}); size != nodeSize {
+		t.Errorf("a node takes %d bytes, not %d: the allocator rounds up to 144 after that", size, nodeSize)
+	}
+}
+
+// TestKnownInodesInMemory pins what a known inode costs, and that FORGET gives it back.
+func TestKnownInodesInMemory(t *testing.T) {
+	const nodes, kept = 100_000, 100
+	table, v := testTable()
+	before := heap()
+	ids := make([]uint64, nodes)
+	for i := range ids {
+		ids[i] = table.lookup(v, keyOf(uint64(i)), unix.S_IFREG, nil).id
+	}
+	ofIDs := int64(8 * nodes)
+	each := (heap() - before - ofIDs) / nodes
+	t.Logf("%d bytes a known inode", each)
+	if each > knownSize {
+		t.Errorf("a known inode takes %d bytes, more than %d", each, knownSize)
+	}
+	for _, id := range ids[kept:] {
+		table.forget(id, 1)
+	}
+	if left := heap() - before - ofIDs; left > 100<<10 {
+		t.Errorf("%d bytes are left of %d inodes after %d were forgotten", left, nodes, nodes-kept)
+	}
+	for _, id := range ids[:kept] {
+		if n := table.get(id); n == nil || n.lookups != 1 {
+			t.Fatalf("node %d is %+v", id, n)
+		}
+	}
+	runtime.KeepAlive(ids)
+}
+
+// TestForgottenNodesAreCollected wants the garbage gone though nobody allocates.
+func TestForgottenNodesAreCollected(t *testing.T) {
+	table, v := testTable()
+	for i := range uint64(2 * collectAfter) {
+		table.lookup(v, keyOf(i), unix.S_IFREG, nil)
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	before := m.NumForcedGC
+	for id := range table.next {
+		table.forget(id+1, 1)
+	}
+	for deadline := time.Now().Add(10 * time.Second); m.NumForcedGC == before; runtime.ReadMemStats(&m) {
+		if time.Now().After(deadline) {
+			t.Fatal("no garbage was collected")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// TestNodeIndex compares the table with a map while nodes come and go.
+func TestNodeIndex(t *testing.T) {
+	table, v := testTable()
+	want := map[uint64]uint64{} // id by key
+	r := rand.New(rand.NewPCG(1, 2))
+	for _, keys := range []uint64{10, 50_000, 3000, 1} {
+		for range 100_000 {
+			i := r.Uint64N(keys)
+			if id, known := want[i]; known && r.Uint64N(3) > 0 {
+				delete(want, i)
+				if n := table.forget(id, 1); n == nil || n.id != id {
+					t.Fatalf("forget(%d) is %+v", id, n)
+				}
+			} else if known {
+				if n := table.find(v, keyOf(i), 0); n.id != id || table.get(id) != n {
+					t.Fatalf("key %d is node %+v, not %d", i, n, id)
+				}
+			} else {
+				if n := table.find(v, keyOf(i), 0); n.id != 0 {
+					t.Fatalf("key %d is node %+v", i, n)
+				}
+				want[i] = table.lookup(v, keyOf(i), unix.S_IFREG, nil).id
+			}
+		}
+		nodes := table.of(v)
+		if len(nodes) != len(want) || table.byID.len() != len(want) || table.byKey.len() != len(want) {
+			t.Fatalf("%d nodes, %d by id, %d by key, not %d", len(nodes), table.byID.len(), table.byKey.len(), len(want))
+		}
+		for i, id := range want {
+			if keys != 50_000 { // leave nothing behind for the next, with fewer keys
+				if table.forget(id, 1) == nil {
+					t.Fatalf("node %d is not known", id)
+				}
+				delete(want, i)
+			}
+		}
+	}
+}
+
+// TestNodeOfRemovedVolumeGivesWay covers an inode that another volume shows now.
+func TestNodeOfRemovedVolumeGivesWay(t *testing.T) {
+	table, old := testTable()
+	v := &volume{id: "v"}
+	left := table.lookup(old, keyOf(1), unix.S_IFDIR, nil)
+	n := table.lookup(v, keyOf(1), unix.S_IFDIR, nil)
+	if n == left || table.get(left.id) != left {
+		t.Fatal("the nodes are one, or the old one is lost")
+	}
+	if table.forget(left.id, 1) != left {
+		t.Fatal("the old one is not forgotten")
+	}
+	if table.find(v, keyOf(1), 0) != n || table.get(n.id) != n {
+		t.Fatal("the new one went with the old")
+	}
+}
+
+// TestRootStaysKnown: the kernel forgets a volume's root, which is served all the same.
+func TestRootStaysKnown(t *testing.T) {
+	table, v := testTable()
+	root := table.pin(v, keyOf(1), unix.S_IFDIR)
+	if table.lookup(v, keyOf(1), unix.S_IFDIR, nil) != root || table.forget(root.id, 1) != nil {
+		t.Fatal("the root is forgotten while it is pinned")
+	}
+	table.unpin(root)
+	if table.get(root.id) != nil {
+		t.Fatal("the root is known after unpin")
+	}
+}
+
+// TestRareIsTheNodesOwn: what one node is set to must not show in another.
+func TestRareIsTheNodesOwn(t *testing.T) {
+	v := &volume{id: "v"}
+	for name, set := range map[string]func(*node){
+		"orphan":   func(n *node) { n.setOrphanLocked("x") },
+		"gone":     func(n *node) { n.setGoneLocked(&unix.Stat_t{}) },
+		"prealloc": func(n *node) { n.setPreallocLocked(1) },
+		"unsure":   func(n *node) { n.setUnsureLocked(true) },
+	} {
+		n, other := newNode(1, v, keyOf(1), unix.S_IFREG), newNode(2, v, keyOf(2), unix.S_IFREG)
+		set(n)
+		if n.rare == noRare || *other.rare != (rare{grave: -1}) {
+			t.Errorf("%s: it is set for all nodes", name)
+		}
+	}
+}
