@@ -202,6 +202,10 @@ func (t *thread) handle(n int) (reply []byte) {
 			reply = failed()
 		}
 	}()
+	if op == opForget || op == opBatchForget {
+		t.forget(op, t.in[inHeaderSize:n])
+		return nil
+	}
 	t.inIov[0], t.outIov[0] = t.in[:n], t.out
 	size, status := t.c.protocol.HandleRequest(t.inIov[:], t.outIov[:])
 	if !status.Ok() {
@@ -210,6 +214,20 @@ func (t *thread) handle(n int) (reply []byte) {
 		return failed()
 	}
 	return t.out[:size]
+}
+
+// forget runs the handler of FORGET for each node of the request. There are
+// millions when the kernel makes room, and go-fuse would allocate for each.
+func (t *thread) forget(op uint32, body []byte) {
+	node := requestNode(t.in)
+	if op == opBatchForget { // struct fuse_batch_forget_in { u32 count, dummy; }, then struct fuse_forget_one
+		const head, one = 8, 16
+		for body = body[min(head, len(body)):]; len(body) >= one; body = body[one:] {
+			t.c.fs.Forget(binary.NativeEndian.Uint64(body), binary.NativeEndian.Uint64(body[8:]))
+		}
+	} else if len(body) >= 8 { // struct fuse_forget_in { u64 nlookup; }
+		t.c.fs.Forget(node, binary.NativeEndian.Uint64(body))
+	}
 }
 
 // errorReply overwrites the reply buffer.
