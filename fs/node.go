@@ -60,8 +60,8 @@ type node struct {
 	nameless atomic.Bool
 	// shared tells that mappings may store into the backing file. It is read without mu.
 	shared atomic.Bool
-	// mappable tells that the backing file may have been mapped since the kernel
-	// knows the node.
+	// mappable tells that the kernel may have the backing file open, for a mapping
+	// or for a close that it has not finished.
 	mappable bool
 	// stale tells that the mount's page cache may be behind the file.
 	stale bool

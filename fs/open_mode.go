@@ -178,8 +178,12 @@ func (f *FS) chooseModeLocked(n *node, fd int, flags uint32) error {
 	if n.io > ioNone {
 		return nil
 	}
-	must := f.mappedLocked(n, fd) && f.passesReads()
-	if !must && (flags&unix.O_ACCMODE == unix.O_RDWR || !f.passesReads()) {
+	passes := f.passesReads() && flags&unix.O_ACCMODE != unix.O_RDWR
+	must := false
+	if n.io == ioUnknown || !passes || !n.charged || !n.dense { // else it is passed anyway
+		must = f.mappedLocked(n, fd) && f.passesReads()
+	}
+	if !must && !passes {
 		n.io = ioCached
 		return nil
 	}

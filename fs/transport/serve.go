@@ -174,7 +174,9 @@ func (t *thread) serve(n int) {
 	if len(reply) == 0 || op == opInterrupt {
 		return
 	}
-	err := writeReply(t.fd, reply)
+	// As a system call that may block: the kernel ends the request in it, which can
+	// be the end of an inode whose pages wait for another request.
+	_, err := unix.Write(t.fd, reply)
 	if err == nil || errors.Is(err, unix.ENOENT) {
 		return // ENOENT: whoever asked has been killed, or the connection has ended
 	}

@@ -8,9 +8,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 )
 
 // A request is two wake-ups: of a serving thread, and of whoever waits for the
@@ -146,18 +143,4 @@ func (p *pace) count() {
 	now := time.Now()
 	p.waker.sampled(now.Sub(p.since))
 	p.n, p.since = 0, now
-}
-
-// writeReply is write(2) for what does not block: the runtime need not know.
-func writeReply(fd int, b []byte) error {
-	for {
-		_, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
-		switch errno {
-		case 0:
-			return nil
-		case unix.EINTR:
-		default:
-			return errno
-		}
-	}
 }
