@@ -76,6 +76,25 @@ func (f *FS) reloadLocked(n *node, fd int) error {
 	return nil
 }
 
+// findDenseLocked looks whether a file has no holes any more: many programs set
+// the size first and write then. A small file's charge may be of blocks that the
+// file does not hold, so it is left alone.
+func (f *FS) findDenseLocked(n *node, fd int) error {
+	if n.dense || !n.charged || n.prealloc > 0 || f.small(n.size) || n.charge < f.roundUp(n.size) {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if n.charge != f.roundUp(n.size)+linkCharge(uint64(st.Nlink)) {
+		return nil
+	}
+	dense, err := f.allMapped(fd, n.size)
+	n.dense = dense && err == nil
+	return err
+}
+
 func (f *FS) allMapped(fd int, size uint64) (bool, error) {
 	r, done, err := reopen(fd)
 	if err != nil {
@@ -303,7 +322,10 @@ func (f *FS) growLocked(n *node, fd int, off, length uint64, partial bool, do fu
 	n.dense = staysDense
 	// What was shortened was shortened to use all that was granted.
 	n.settleLocked(reserved, int64(reserved))
-	return done, nil
+	if need > 0 {
+		err = f.findDenseLocked(n, fd)
+	}
+	return done, err
 }
 
 // changeLocked performs a change that can cost up to worst bytes more and

@@ -178,6 +178,9 @@ func (f *FS) chooseModeLocked(n *node, fd int, flags uint32) error {
 	if n.io > ioNone {
 		return nil
 	}
+	if err := f.findDenseLocked(n, fd); err != nil {
+		return err
+	}
 	passes := f.passesReads() && flags&unix.O_ACCMODE != unix.O_RDWR
 	must := false
 	if n.io == ioUnknown || !passes || !n.charged || !n.dense { // else it is passed anyway

@@ -114,6 +114,34 @@ func TestReadsPassThrough(t *testing.T) {
 	}
 }
 
+// A file that was made by its size first and filled then is passed through like
+// any other, and so is one that was filled by an earlier open.
+func TestFilledFileIsPassedThrough(t *testing.T) {
+	m := mount(t, quota.Usage{Bytes: 1 << 30, Inodes: 64})
+	for name, order := range map[string][]int{"forward": {0, 1, 2, 3}, "backward": {3, 2, 1, 0}} {
+		path := filepath.Join(m.dir, name)
+		fd := openFile(t, path, unix.O_RDWR|unix.O_CREAT)
+		must(t, unix.Ftruncate(fd, 1<<20))
+		for _, part := range order {
+			reader := openFile(t, path, unix.O_RDONLY)
+			_, err := unix.Pwrite(fd, make([]byte, 1<<18), int64(part)<<18)
+			must(t, err)
+			unix.Close(reader)
+		}
+		must(t, unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED))
+		unix.Close(fd)
+		eventually(t, "no file is open", func() bool { return m.fs.OpenFiles("v") == 0 })
+		before := m.conn.Counts()["READ"]
+		got, err := os.ReadFile(path)
+		if err != nil || len(got) != 1<<20 {
+			t.Fatalf("%d bytes, %v", len(got), err)
+		}
+		if reads := m.conn.Counts()["READ"] - before; reads > 0 {
+			t.Errorf("%s: %d READ", name, reads)
+		}
+	}
+}
+
 func mapShared(t *testing.T, fd, length, prot int) []byte {
 	t.Helper()
 	mapping, err := unix.Mmap(fd, 0, length, prot, unix.MAP_SHARED)
