@@ -79,20 +79,18 @@ func (f *FS) reloadLocked(n *node, fd int) error {
 // findDenseLocked looks whether a file has no holes any more: many programs set
 // the size first and write then. A small file's charge may be of blocks that the
 // file does not hold, so it is left alone.
-func (f *FS) findDenseLocked(n *node, fd int) error {
+//
+// What it cannot find out stays a file with holes, which is slower and as safe.
+func (f *FS) findDenseLocked(n *node, fd int) {
 	if n.dense || !n.charged || n.prealloc > 0 || f.small(n.size) || n.charge < f.roundUp(n.size) {
-		return nil
+		return
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return err
-	}
-	if n.charge != f.roundUp(n.size)+linkCharge(uint64(st.Nlink)) {
-		return nil
+	if err := unix.Fstat(fd, &st); err != nil || n.charge != f.roundUp(n.size)+linkCharge(uint64(st.Nlink)) {
+		return
 	}
 	dense, err := f.allMapped(fd, n.size)
 	n.dense = dense && err == nil
-	return err
 }
 
 func (f *FS) allMapped(fd int, size uint64) (bool, error) {
@@ -323,9 +321,9 @@ func (f *FS) growLocked(n *node, fd int, off, length uint64, partial bool, do fu
 	// What was shortened was shortened to use all that was granted.
 	n.settleLocked(reserved, int64(reserved))
 	if need > 0 {
-		err = f.findDenseLocked(n, fd)
+		f.findDenseLocked(n, fd)
 	}
-	return done, err
+	return done, nil
 }
 
 // changeLocked performs a change that can cost up to worst bytes more and

@@ -178,9 +178,7 @@ func (f *FS) chooseModeLocked(n *node, fd int, flags uint32) error {
 	if n.io > ioNone {
 		return nil
 	}
-	if err := f.findDenseLocked(n, fd); err != nil {
-		return err
-	}
+	f.findDenseLocked(n, fd)
 	passes := f.passesReads() && flags&unix.O_ACCMODE != unix.O_RDWR
 	must := false
 	if n.io == ioUnknown || !passes || !n.charged || !n.dense { // else it is passed anyway

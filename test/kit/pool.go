@@ -48,6 +48,23 @@ type Daemon struct {
 	log    string
 }
 
+// EachPool runs a test in a mounted pool on each backing filesystem, in the tier
+// that is the best there, and on ext4 once more with every read and write coming to the daemon.
+func EachPool(t *testing.T, test func(t *testing.T, p *Pool)) {
+	t.Helper()
+	EachFS(t, func(t *testing.T, fstype string) {
+		p := NewPool(t, fstype)
+		p.Mount()
+		test(t, p)
+	})
+	t.Run("ext4, tier daemon", func(t *testing.T) {
+		p := NewPool(t, "ext4")
+		p.MountArgs = []string{"--tier", "daemon"}
+		p.Mount()
+		test(t, p)
+	})
+}
+
 // NewPool makes a pool on a filesystem of its own, not mounted yet.
 func NewPool(t testing.TB, fstype string) *Pool {
 	t.Helper()

@@ -43,7 +43,7 @@ var fillers = []filler{
 }
 
 func TestBytesExact(t *testing.T) {
-	eachPool(t, func(t *testing.T, p *kit.Pool) {
+	kit.EachPool(t, func(t *testing.T, p *kit.Pool) {
 		for i, f := range fillers {
 			t.Run(f.name, func(t *testing.T) {
 				volume := fmt.Sprint("v", i)
@@ -281,7 +281,7 @@ func fillNames(t *testing.T, add func(n int64) error) {
 // TestLastByte has writers add single bytes to what is nearly full: the last
 // block is used to its last byte.
 func TestLastByte(t *testing.T) {
-	eachPool(t, func(t *testing.T, p *kit.Pool) {
+	kit.EachPool(t, func(t *testing.T, p *kit.Pool) {
 		dir := p.Create("v", kit.Mi)
 		path := filepath.Join(dir, "f")
 		kit.OK(t, os.WriteFile(path, make([]byte, kit.Mi-2*block), 0o644))
@@ -311,7 +311,7 @@ func TestLastByte(t *testing.T) {
 // TestPartialWrite expects of one write beyond the limit what a disk does: what
 // fits is written.
 func TestPartialWrite(t *testing.T) {
-	eachPool(t, func(t *testing.T, p *kit.Pool) {
+	kit.EachPool(t, func(t *testing.T, p *kit.Pool) {
 		dir := p.Create("v", kit.Mi)
 		f, err := os.Create(filepath.Join(dir, "f"))
 		kit.OK(t, err)
@@ -342,7 +342,7 @@ func TestPartialWrite(t *testing.T) {
 
 // TestOrphansCount holds that what is unlinked and open is still in use.
 func TestOrphansCount(t *testing.T) {
-	eachPool(t, func(t *testing.T, p *kit.Pool) {
+	kit.EachPool(t, func(t *testing.T, p *kit.Pool) {
 		dir := p.Create("v", 4*kit.Mi)
 		open, err := os.Create(filepath.Join(dir, "f"))
 		kit.OK(t, err)
@@ -370,7 +370,7 @@ func TestOrphansCount(t *testing.T) {
 
 // TestMappedHoles stores through a shared mapping into the holes of a full volume.
 func TestMappedHoles(t *testing.T) {
-	eachPool(t, func(t *testing.T, p *kit.Pool) {
+	kit.EachPool(t, func(t *testing.T, p *kit.Pool) {
 		dir := p.Create("v", 4*kit.Mi)
 		f, err := os.Create(filepath.Join(dir, "sparse"))
 		kit.OK(t, err)
@@ -396,7 +396,7 @@ func TestMappedHoles(t *testing.T) {
 
 // TestNeighbour holds that a full volume is nobody else's matter.
 func TestNeighbour(t *testing.T) {
-	eachPool(t, func(t *testing.T, p *kit.Pool) {
+	kit.EachPool(t, func(t *testing.T, p *kit.Pool) {
 		full, other := p.Create("full", 8*kit.Mi), p.Create("other", 8*kit.Mi)
 		kit.OK(t, appendUntilFull(filepath.Join(full, "f"), kit.Mi))
 		before := kit.Statfs(t, other)

@@ -35,7 +35,7 @@ func TestInodesExact(t *testing.T) {
 		{"sockets", func(path string) error { return unix.Mknod(path, unix.S_IFSOCK|0o644, 0) }},
 		{"nodes of files", func(path string) error { return unix.Mknod(path, unix.S_IFREG|0o644, 0) }},
 	}
-	eachPool(t, func(t *testing.T, p *kit.Pool) {
+	kit.EachPool(t, func(t *testing.T, p *kit.Pool) {
 		for i, kind := range kinds {
 			t.Run(kind.name, func(t *testing.T) {
 				volume := fmt.Sprint("v", i)

@@ -25,23 +25,6 @@ func TestMain(m *testing.M) {
 	kit.Main(m, map[string]kit.Helper{"append": appendHelper})
 }
 
-// eachPool runs a test in a mounted pool on each backing filesystem, in the tier
-// that is the best there, and on ext4 once more with every read and write coming to the daemon.
-func eachPool(t *testing.T, test func(t *testing.T, p *kit.Pool)) {
-	t.Helper()
-	kit.EachFS(t, func(t *testing.T, fstype string) {
-		p := kit.NewPool(t, fstype)
-		p.Mount()
-		test(t, p)
-	})
-	t.Run("ext4, tier daemon", func(t *testing.T) {
-		p := kit.NewPool(t, "ext4")
-		p.MountArgs = []string{"--tier", "daemon"}
-		p.Mount()
-		test(t, p)
-	})
-}
-
 // appendHelper appends pieces of args[1] bytes to the file args[0] until
 // ENOSPC, then smaller and smaller ones down to a byte.
 func appendHelper(args []string) int {

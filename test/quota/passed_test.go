@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,50 +22,18 @@ var tiers = []string{"daemon", "read"}
 // only, for writing only and for both, map them, keep the mappings after the close, and
 // store by them: what is passed through is what the daemon does not see.
 func TestMixedPassed(t *testing.T) {
-	rounds, steps := 3, 400
-	if testing.Short() {
-		rounds = 1
-	}
-	limit := quota.Usage{Bytes: 3 * kit.Mi, Inodes: 40}
-	kit.EachFS(t, func(t *testing.T, fstype string) {
-		seed := uint64(time.Now().UnixNano())
-		t.Logf("seed %d", seed)
-		p := kit.NewPool(t, fstype)
-		p.MountArgs = []string{"--tier", "read"}
-		p.Mount()
-		dir := p.Create("v", limit.Bytes, "--inodes", fmt.Sprint(limit.Inodes))
-		for round := range rounds {
-			sampler := p.Sample("v")
-			together(t, 8, func(i int) error {
-				random := rand.New(rand.NewPCG(seed, uint64(round*8+i)))
-				if i < 4 {
-					m := &kit.Mixer{Dir: dir, Random: random}
-					defer m.Close()
-					for range steps {
-						if err := m.Step(); err != nil {
-							return err
-						}
-					}
-					return nil
-				}
-				k := &keeper{dir: dir, random: random}
-				defer k.close()
-				for range 3 * steps {
-					if err := k.step(); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
-			sampler.Stop(t, limit)
-			p.Idle()
-			exact(t, p, "v")
-			if t.Failed() {
-				t.Fatalf("round %d", round)
-			}
-			t.Logf("round %d: peak %v in %d samples", round, sampler.Peak, sampler.Samples)
+	mix(t, 3, []string{"--tier", "read"}, func(i int, dir string, random *rand.Rand) error {
+		if i < 4 {
+			return mixerSteps(dir, random)
 		}
-		empty(t, p, "v")
+		k := &keeper{dir: dir, random: random}
+		defer k.close()
+		for range 3 * mixSteps {
+			if err := k.step(); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 

@@ -17,7 +17,7 @@ import (
 
 // TestGrowUnderWriter resizes a volume up while a writer has just been refused.
 func TestGrowUnderWriter(t *testing.T) {
-	eachPool(t, func(t *testing.T, p *kit.Pool) {
+	kit.EachPool(t, func(t *testing.T, p *kit.Pool) {
 		dir := p.Create("v", 16*kit.Mi)
 		f, err := os.Create(filepath.Join(dir, "f"))
 		kit.OK(t, err)
@@ -173,7 +173,7 @@ func TestShrinkRace(t *testing.T) {
 
 // TestStatfs compares what df shows with the volume's own figures.
 func TestStatfs(t *testing.T) {
-	eachPool(t, func(t *testing.T, p *kit.Pool) {
+	kit.EachPool(t, func(t *testing.T, p *kit.Pool) {
 		dir := p.Create("v", limit, "--inodes", "1234")
 		figures := func(path string) (size, used, avail, files, free uint64) {
 			st := kit.Statfs(t, path)

@@ -18,7 +18,7 @@ import (
 // TestNames uses every byte that a name may hold, and names of every kind that
 // something might take for its own.
 func TestNames(t *testing.T) {
-	eachPool(t, func(t *testing.T, p *kit.Pool) {
+	kit.EachPool(t, func(t *testing.T, p *kit.Pool) {
 		eachUser(t, func(t *testing.T, uid uint32) {
 			name := fmt.Sprint("v", uid)
 			dir := volume(t, p, name)
@@ -99,7 +99,7 @@ func names(args []string) error {
 // TestSpecials has FIFOs, sockets and devices in a volume: nothing that the
 // daemon does with them may block or open them.
 func TestSpecials(t *testing.T) {
-	eachPool(t, func(t *testing.T, p *kit.Pool) {
+	kit.EachPool(t, func(t *testing.T, p *kit.Pool) {
 		if options := kit.Must(t, "findmnt", "-no", "OPTIONS", p.Mnt); !strings.Contains(options, "nodev") {
 			t.Errorf("the mount is not nodev: %s", options)
 		}
@@ -175,7 +175,7 @@ func specials(args []string) error {
 
 // TestOwnAttributes looks for the daemon's own attributes from within.
 func TestOwnAttributes(t *testing.T) {
-	eachPool(t, func(t *testing.T, p *kit.Pool) {
+	kit.EachPool(t, func(t *testing.T, p *kit.Pool) {
 		dir := volume(t, p, "v")
 		eachUser(t, func(t *testing.T, uid uint32) { try(t, uid, "attributes", dir) })
 		p.Check()

@@ -141,7 +141,7 @@ func freed(t *testing.T, p *kit.Pool) {
 // TestRacingRenames swaps directories for symbolic links to the canary while
 // others create, remove and rename below them, and while the volume is deleted.
 func TestRacingRenames(t *testing.T) {
-	eachPool(t, func(t *testing.T, p *kit.Pool) {
+	kit.EachPool(t, func(t *testing.T, p *kit.Pool) {
 		c := newCanary(t, p)
 		rounds := "3000"
 		if testing.Short() {
@@ -171,7 +171,7 @@ func TestRacingRenames(t *testing.T) {
 
 // TestDeepAndDelete makes paths much deeper than PATH_MAX and deletes the volume.
 func TestDeepAndDelete(t *testing.T) {
-	eachPool(t, func(t *testing.T, p *kit.Pool) {
+	kit.EachPool(t, func(t *testing.T, p *kit.Pool) {
 		eachUser(t, func(t *testing.T, uid uint32) {
 			name := fmt.Sprint("v", uid)
 			dir := volume(t, p, name)
