@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/croftfs/croft/quota"
 	"github.com/croftfs/croft/test/kit"
 )
 
