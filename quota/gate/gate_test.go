@@ -1,0 +1,182 @@
+package gate
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"testing"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+func openFile(t *testing.T, path string, flags int) int {
+	t.Helper()
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
+}
+
+// held opens a gate and a file of one page in it whose events are raised. foreign
+// has this process's own events come to decide.
+func held(t *testing.T, foreign bool, decide func(*Event) Verdict) (g *Gate, silent int, path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, make([]byte, os.Getpagesize()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	silent = openFile(t, path, unix.O_RDWR)
+	pid := os.Getpid()
+	if foreign {
+		pid = -1
+	}
+	g, err := open(decide, zap.NewNop(), pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if g.group >= 0 {
+			if err := g.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if err := g.Mark(silent); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Hold(silent); err != nil {
+		t.Fatal(err)
+	}
+	return g, silent, path
+}
+
+func TestSelfTest(t *testing.T) {
+	dir := openFile(t, t.TempDir(), unix.O_RDONLY|unix.O_DIRECTORY)
+	if err := SelfTest(dir); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What this process does itself is allowed without decide, which may hold locks.
+func TestOwnCallsPass(t *testing.T) {
+	g, _, path := held(t, false, func(*Event) Verdict { return Deny(unix.ENOSPC) })
+	fd := openFile(t, path, unix.O_RDWR)
+	if _, err := unix.Pwrite(fd, []byte("x"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Ftruncate(fd, 1); err != nil {
+		t.Fatal(err)
+	}
+	if g.Events() != 2 || g.Held() != 0 {
+		t.Fatalf("%d events, %d held, want 2 and 0", g.Events(), g.Held())
+	}
+}
+
+func TestPanicIsAnswered(t *testing.T) {
+	g, _, path := held(t, true, func(*Event) Verdict { panic("test") })
+	fd := openFile(t, path, unix.O_RDWR)
+	if _, err := unix.Pwrite(fd, []byte("x"), 0); err != unix.EIO {
+		t.Fatalf("got %v, want EIO", err)
+	}
+	if g.Held() != 0 {
+		t.Fatalf("%d still held", g.Held())
+	}
+}
+
+// An event that is answered later, and one that never is: closing lets it go on.
+func TestLaterAndClose(t *testing.T) {
+	events := make(chan *Event, 2)
+	g, _, path := held(t, true, func(ev *Event) Verdict { events <- ev; return Later })
+	fd := openFile(t, path, unix.O_RDWR)
+	done := make(chan error, 1)
+	write := func() { _, err := unix.Pwrite(fd, []byte("x"), 0); done <- err }
+	go write()
+	g.Answer(<-events, Deny(unix.EDQUOT))
+	if err := <-done; err != unix.EDQUOT {
+		t.Fatalf("got %v, want EDQUOT", err)
+	}
+	go write()
+	<-events
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatalf("a write that was held when the gate closed: %v", err)
+	}
+	if err := g.Mark(fd); err == nil {
+		t.Fatal("a closed gate marks")
+	}
+}
+
+// CallOf tells what a held thread does.
+func TestCallOf(t *testing.T) {
+	var call atomic.Value
+	var tid atomic.Int64
+	_, _, path := held(t, true, func(ev *Event) Verdict {
+		c := CallOf(ev.TID)
+		call.Store(c)
+		tid.Store(int64(ev.TID))
+		if c.Over(ev.TID) {
+			return Deny(unix.EIO)
+		}
+		return Allow
+	})
+	fd := openFile(t, path, unix.O_RDWR)
+	appending := openFile(t, path, unix.O_WRONLY|unix.O_APPEND)
+	buf := [][]byte{[]byte("x")}
+	for name, c := range map[string]struct {
+		do   func() error
+		want Access
+	}{
+		"pread":   {func() error { _, err := unix.Pread(fd, buf[0], 0); return err }, Reads},
+		"preadv2": {func() error { _, err := unix.Preadv2(fd, buf, 0, 0); return err }, Reads},
+		"write":   {func() error { _, err := unix.Write(fd, buf[0]); return err }, Writes},
+		"pwritev": {func() error { _, err := unix.Pwritev(fd, buf, 0); return err }, Writes},
+		"append":  {func() error { _, err := unix.Write(appending, buf[0]); return err }, Writes},
+		"RWF_APPEND": {func() error {
+			_, err := unix.Pwritev2(fd, buf, 0, 0x10)
+			return err
+		}, Appends},
+		"ftruncate": {func() error { return unix.Ftruncate(fd, 10) }, Unknown},
+	} {
+		if err := c.do(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		got := call.Load().(Call)
+		if got.Access != c.want {
+			t.Errorf("%s: access %d, want %d", name, got.Access, c.want)
+		}
+		if got.Access == Writes {
+			if a := got.Appending(int(tid.Load())); a != (name == "append") {
+				t.Errorf("%s: O_APPEND %v", name, a)
+			}
+			if !got.Over(int(tid.Load())) {
+				t.Errorf("%s: not over", name)
+			}
+		}
+	}
+	if CallOf(0).Access != Unknown || CallOf(1<<30).Access != Unknown {
+		t.Error("a thread that is not there does something")
+	}
+	if isWorker(os.Getpid()) {
+		t.Error("this process is taken for a worker of the kernel")
+	}
+}
+
+func TestBrake(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	fd := openFile(t, path, unix.O_CREAT|unix.O_RDWR)
+	for _, on := range []bool{true, true, false, false} {
+		if err := Brake(fd, on); err != nil {
+			t.Fatal(err)
+		}
+		_, err := unix.Open("/proc/self/fd/"+strconv.Itoa(fd), unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if (err == unix.EPERM) != on {
+			t.Fatalf("brake %v: open for writing: %v", on, err)
+		}
+	}
+}
