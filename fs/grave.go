@@ -57,7 +57,7 @@ func (v *volume) listGraves() []*node {
 }
 
 // emptyGraves frees what is in the volume's graves and not open, in one of them
-// when only is not nil. The caller holds the gate. It may hold a node.mu, so
+// when only is not nil. The caller is within a change. It may hold a node.mu, so
 // those that are held are passed over.
 func (f *FS) emptyGraves(v *volume, only *node) {
 	// Whoever comes second finds the work done, not under way.
@@ -105,7 +105,7 @@ func (f *FS) closeGraves(v *volume) {
 	}
 }
 
-// buried returns what the graves hold; the gate is held exclusively.
+// buried returns what the graves hold; changes are shut out.
 func (f *FS) buried(v *volume) (sum quota.Usage, err error) {
 	for _, n := range v.listGraves() {
 		n.mu.Lock()
@@ -121,11 +121,11 @@ func (f *FS) buried(v *volume) (sum quota.Usage, err error) {
 	return sum, nil
 }
 
-// freeGraves is emptyGraves for who does not hold the gate; it does not wait for it.
+// freeGraves is emptyGraves for who is not within a change; it does not wait for Quiesce.
 func (f *FS) freeGraves(v *volume) {
-	if v.gate.TryRLock() {
+	if v.changing.TryRLock() {
 		f.emptyGraves(v, nil)
-		v.gate.RUnlock()
+		v.changing.RUnlock()
 	}
 }
 

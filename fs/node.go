@@ -290,14 +290,14 @@ func (f *FS) Forget(nodeid, nlookup uint64) {
 		f.dirs.drop(n)
 	case n.nameless.Load() && n.lingering():
 		f.reapForgotten(n)
-	case n.nameless.Load() && n.vol.gate.TryRLock(): // else Quiesce empties the graves
+	case n.nameless.Load() && n.vol.changing.TryRLock(): // else Quiesce empties the graves
 		f.emptyGraves(n.vol, n)
 		n.mu.Lock() // a last close may have buried it meanwhile
 		if n.opens == 0 && n.grave >= 0 {
 			f.emptyGraveLocked(n)
 		}
 		n.mu.Unlock()
-		n.vol.gate.RUnlock()
+		n.vol.changing.RUnlock()
 	}
 }
 

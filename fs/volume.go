@@ -43,11 +43,11 @@ type volume struct {
 	ino      uint64 // of the root directory
 	openings atomic.Int64
 
-	// gate is held shared by every change and exclusively by Quiesce and
+	// changing is held shared by every change and exclusively by Quiesce and
 	// RemoveVolume.
-	gate    sync.RWMutex
-	removed atomic.Bool
-	changes atomic.Uint64
+	changing sync.RWMutex
+	removed  atomic.Bool
+	changes  atomic.Uint64
 
 	// dirtyMu serialises the first change's call of mark.
 	dirtyMu sync.Mutex
@@ -78,18 +78,18 @@ func (v *volume) begin() error {
 			over()
 		}
 	}
-	if !v.gate.TryRLock() {
+	if !v.changing.TryRLock() {
 		over := v.waits()
-		v.gate.RLock()
+		v.changing.RLock()
 		over()
 	}
 	if v.removed.Load() {
-		v.gate.RUnlock()
+		v.changing.RUnlock()
 		return unix.ESTALE
 	}
 	if !v.dirty.Load() {
 		if err := v.markDirty(); err != nil {
-			v.gate.RUnlock()
+			v.changing.RUnlock()
 			return err
 		}
 	}
@@ -97,7 +97,7 @@ func (v *volume) begin() error {
 	return nil
 }
 
-func (v *volume) end() { v.gate.RUnlock() }
+func (v *volume) end() { v.changing.RUnlock() }
 
 func (v *volume) markDirty() error {
 	v.dirtyMu.Lock()
@@ -154,13 +154,13 @@ func (f *FS) RemoveVolume(id string, force bool) error {
 	if err != nil {
 		return err
 	}
-	v.gate.Lock()
+	v.changing.Lock()
 	if n := v.openings.Load(); n > 0 && !force {
-		v.gate.Unlock()
+		v.changing.Unlock()
 		return fmt.Errorf("volume %s: %d open: %w", id, n, ErrBusy)
 	}
 	gone := v.removed.Swap(true)
-	v.gate.Unlock()
+	v.changing.Unlock()
 	if gone {
 		return fmt.Errorf("volume %s: %w", id, ErrNoVolume)
 	}
@@ -227,8 +227,8 @@ func (f *FS) Quiesce(id string, fn func(floating quota.Usage) error) error {
 	if err != nil {
 		return err
 	}
-	v.gate.Lock()
-	defer v.gate.Unlock()
+	v.changing.Lock()
+	defer v.changing.Unlock()
 	if v.removed.Load() {
 		return fmt.Errorf("volume %s: %w", id, ErrNoVolume)
 	}
