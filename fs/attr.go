@@ -25,7 +25,7 @@ func (f *FS) stat(n *node, h *file) (unix.Stat_t, error) {
 // visible corrects attributes for an inode that has lost its last name: an
 // orphan's only link is ours, and of one that is gone the last ones are kept.
 func (f *FS) visible(n *node, st unix.Stat_t, err error) (unix.Stat_t, error) {
-	if !n.nameless.Load() {
+	if !n.has(nameless) {
 		return st, err
 	}
 	n.mu.Lock()
@@ -65,7 +65,7 @@ func fillEntry(out *fuse.EntryOut, n *node, st *unix.Stat_t) {
 // attrTimeout is how long the kernel may keep the attributes: stores by way of a
 // passed mapping change the times and tell nobody.
 func (n *node) attrTimeout() time.Duration {
-	if n.shared.Load() {
+	if n.has(shared) || n.has(stores) {
 		return storeTimeout
 	}
 	return cacheTimeout
@@ -144,7 +144,7 @@ func (f *FS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse
 		}
 		stx = statxOf(st)
 	}
-	if n.nameless.Load() {
+	if n.has(nameless) {
 		stx.Nlink = 0
 	}
 	out.FromStatx(&stx)
@@ -181,6 +181,7 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 		return toStatus(err)
 	}
 	defer v.end()
+	defer f.lift(n)()
 	if size, ok := in.GetSize(); ok {
 		if err := f.setSize(n, in, size); err != nil {
 			return toStatus(err)
@@ -285,7 +286,7 @@ func (f *FS) truncateLocked(n *node, fd int, size uint64) error {
 	if grows && n.opens == 0 { // fd is the only one
 		f.mappedLocked(n, fd)
 	}
-	if grows && n.shared.Load() {
+	if grows && n.has(shared) {
 		_, err := f.fillGapLocked(n, fd, size)
 		return err
 	}

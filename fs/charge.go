@@ -43,10 +43,12 @@ func reopen(fd int) (int, func(), error) {
 // recount could not find out.
 func (f *FS) loadLocked(n *node, fd int) error {
 	switch {
-	case n.charged:
-		return nil
 	case n.unsure:
 		return f.recountLocked(n, fd, 0)
+	case n.writing != nil:
+		return f.readWrittenLocked(n.writing)
+	case n.charged:
+		return nil
 	}
 	return f.reloadLocked(n, fd)
 }

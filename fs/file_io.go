@@ -95,6 +95,7 @@ func (f *FS) change(fh uint64, fn func(*node, *file) error) error {
 	defer h.done()
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	defer f.liftLocked(n)()
 	return fn(n, h)
 }
 
@@ -114,7 +115,7 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 		if err := f.loadLocked(n, h.fd); err != nil {
 			return err
 		}
-		if !keep && n.shared.Load() && off > n.size { // without a hole in between, all or nothing
+		if !keep && n.has(shared) && off > n.size { // without a hole in between, all or nothing
 			off, length = n.size, off+length-n.size
 		}
 		beyond := keep && f.roundUp(off+length) > f.chargedEndLocked(n)
@@ -155,7 +156,7 @@ func (f *FS) punchLocked(n *node, fd int, mode uint32, off, length uint64) error
 	}
 	// Without the blocks at either end that are holes already (see holeAtLocked).
 	end := off + length
-	if n.shared.Load() { // zeros do instead of a hole
+	if n.has(shared) { // zeros do instead of a hole
 		if end = min(end, n.size); off >= end {
 			return nil
 		}
@@ -221,7 +222,7 @@ func (f *FS) copyLocked(n *node, src, dst *file, in *fuse.CopyFileRangeIn) (copi
 			return 0, err
 		}
 	}
-	if n.shared.Load() {
+	if n.has(shared) {
 		return 0, unix.EXDEV // it could bring holes along; the kernel copies by itself then
 	}
 	if err := f.loadLocked(n, dst.fd); err != nil {

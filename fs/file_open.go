@@ -82,8 +82,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		fillEntry(&out.EntryOut, n, st)
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		_ = f.chooseModeLocked(n, fd, in.Flags) // nobody has opened it before: it does not fail
-		f.openedLocked(&file{node: n, fd: fd, flags: in.Flags}, &out.OpenOut)
+		f.openNewLocked(n, fd, in.Flags, &out.OpenOut)
 	})
 	if errors.Is(err, unix.EEXIST) && in.Flags&unix.O_EXCL == 0 {
 		// The kernel took the name for absent, so it has not checked whether
@@ -129,7 +128,7 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 		defer n.mu.Unlock()
 		n.setOrphanLocked(orphan)
 		n.exclusive = in.Flags&unix.O_EXCL != 0
-		f.openedLocked(&file{node: n, fd: fd, flags: in.Flags}, &out.OpenOut)
+		f.openNewLocked(n, fd, in.Flags, &out.OpenOut)
 	})
 	return toStatus(err)
 }
@@ -156,6 +155,13 @@ func (f *FS) release(fh uint64) {
 	}
 	defer n.vol.openings.Add(-1)
 	h.close()
+	if h.writes {
+		n.vol.enter()
+		n.mu.Lock()
+		f.stopWritingLocked(h)
+		n.mu.Unlock()
+		n.vol.end()
+	}
 	if !f.lastOfNameless(n) {
 		return
 	}

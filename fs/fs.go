@@ -59,6 +59,7 @@ type FS struct {
 	pool    *os.File
 	rule    quota.Rule
 	log     *zap.Logger
+	isExt4  bool
 	isXFS   bool
 	isBtrfs bool
 	// smallBlocks tells that the backing filesystem's blocks are smaller than the rule's.
@@ -70,7 +71,9 @@ type FS struct {
 	dirs    dirCache
 	handles handleTable
 
-	kernel atomic.Pointer[attachment]
+	kernel  atomic.Pointer[attachment]
+	gating  *gating // nil but in TierGate
+	sampler sampler
 
 	// mu guards volumes.
 	mu      sync.RWMutex
@@ -100,6 +103,7 @@ func New(o Options) (*FS, error) {
 		pool:          o.PoolDir,
 		rule:          o.Rule,
 		log:           o.Logger,
+		isExt4:        st.Type == unix.EXT4_SUPER_MAGIC,
 		isXFS:         st.Type == unix.XFS_SUPER_MAGIC,
 		isBtrfs:       st.Type == unix.BTRFS_SUPER_MAGIC,
 		smallBlocks:   uint64(st.Bsize) < o.Rule.Block,
@@ -110,6 +114,9 @@ func New(o Options) (*FS, error) {
 	f.nodes.init()
 	f.dirs.init(dirCacheSize)
 	f.handles.init()
+	if err := f.sweepBrakes(); err != nil {
+		return nil, fmt.Errorf("fs: inodes that a crash has left braked: %w", err)
+	}
 	return f, nil
 }
 
@@ -118,9 +125,13 @@ func (f *FS) Close() error {
 	for _, h := range f.handles.drain() {
 		h.close()
 		h.node.mu.Lock()
+		if h.writes {
+			f.stopWritingLocked(h)
+		}
 		f.closedLocked(h.node)
 		h.node.mu.Unlock()
 	}
+	err := f.stopGate()
 	f.dirs.purge(nil)
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -129,7 +140,7 @@ func (f *FS) Close() error {
 		f.closeGraves(v)
 		delete(f.volumes, id)
 	}
-	return f.pool.Close()
+	return errors.Join(err, f.pool.Close())
 }
 
 // String names the filesystem; part of fuse.RawFileSystem.

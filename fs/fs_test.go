@@ -67,7 +67,9 @@ func mountTier(t *testing.T, limit quota.Usage, tier fs.Tier) *mounted {
 		t.Fatal(err)
 	}
 	m.conn = conn
-	m.fs.Attach(conn, tier)
+	if err := m.fs.Attach(conn, tier); err != nil {
+		t.Fatal(err)
+	}
 	served := make(chan error, 1)
 	go func() { served <- conn.Serve() }()
 	if err := conn.DisablePoll(); err != nil { // this process uses its own mount

@@ -80,9 +80,7 @@ func (f *FS) emptyGraveLocked(n *node) {
 		f.log.Sugar().Errorw("charge of a replaced file", "volume", n.vol.id, "error", err)
 	}
 	n.closeGraveLocked()
-	if !f.lingersLocked(n) {
-		n.vol.ledger.Settle(quota.Usage{}, quota.Delta{Bytes: -int64(n.charge), Inodes: -1})
-	}
+	f.creditLocked(n)
 }
 
 func (n *node) closeGraveLocked() {
@@ -131,6 +129,7 @@ func (f *FS) freeGraves(v *volume) {
 
 // reserve takes u from what is free in the volume, from the graves as well.
 func (f *FS) reserve(v *volume, u quota.Usage) error {
+	f.tighten(v, u)
 	err := v.ledger.Reserve(u)
 	if err == nil {
 		return nil

@@ -16,8 +16,10 @@ type file struct {
 	// mu is held shared while fd is used, exclusively to close it.
 	mu sync.RWMutex
 	fd int // -1 once closed
-	// borrowed tells that fd is the node's backing file's.
+	// borrowed tells that fd is the node's backing file's, or its writing's.
 	borrowed bool
+	// writes tells that it is counted in the node's writing.
+	writes bool
 
 	dir dirStream // directories only
 }

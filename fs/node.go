@@ -56,10 +56,8 @@ type node struct {
 	// opens counts open handles.
 	opens uint32
 
-	// nameless is set while orphan or gone is: a glance that spares stat the lock.
-	nameless atomic.Bool
-	// shared tells that mappings may store into the backing file. It is read without mu.
-	shared atomic.Bool
+	// marks are what is looked at without the lock.
+	marks atomic.Uint32
 	// mappable tells that the kernel may have the backing file open, for a mapping
 	// or for a close that it has not finished.
 	mappable bool
@@ -70,6 +68,26 @@ type node struct {
 	charged bool
 	// dense tells that exactly the blocks of [0, size) are mapped and charged.
 	dense bool
+}
+
+// The bits of node.marks. They are changed with node.mu held.
+const (
+	// nameless is set while orphan or gone is.
+	nameless = 1 << iota
+	// shared tells that mappings may store into the backing file, which has no holes.
+	shared
+	// stores tells that writing.stores is set.
+	stores
+)
+
+func (n *node) has(mark uint32) bool { return n.marks.Load()&mark != 0 }
+
+func (n *node) set(mark uint32, on bool) {
+	if on {
+		n.marks.Or(mark)
+	} else {
+		n.marks.And(^mark)
+	}
 }
 
 // rare is the part of a node that few nodes need, guarded by node.mu.
@@ -99,6 +117,9 @@ type rare struct {
 	// kernel forgets it, so that who was on the way to open it still can; its
 	// charge stays in the ledger. -1 when there is none. See grave.go.
 	grave int
+
+	// writing is set while the kernel may write the backing file by itself.
+	writing *writing
 
 	// prealloc is the end of what is preallocated beyond size; 0 when nothing is.
 	prealloc uint64
@@ -284,13 +305,16 @@ func (t *nodeTable) collect() {
 // under another node, and a grave.
 func (f *FS) Forget(nodeid, nlookup uint64) {
 	n := f.nodes.forget(nodeid, nlookup)
+	if n != nil && n.has(stores) {
+		f.forgetWriting(n)
+	}
 	switch {
 	case n == nil:
 	case n.isDir():
 		f.dirs.drop(n)
-	case n.nameless.Load() && n.lingering():
+	case n.has(nameless) && n.lingering():
 		f.reapForgotten(n)
-	case n.nameless.Load() && n.vol.changing.TryRLock(): // else Quiesce empties the graves
+	case n.has(nameless) && n.vol.changing.TryRLock(): // else Quiesce empties the graves
 		f.emptyGraves(n.vol, n)
 		n.mu.Lock() // a last close may have buried it meanwhile
 		if n.opens == 0 && n.grave >= 0 {
@@ -301,11 +325,25 @@ func (f *FS) Forget(nodeid, nlookup uint64) {
 	}
 }
 
+// forgetWriting ends the writing of an inode that the kernel does not know any
+// more, so that nobody maps it.
+func (f *FS) forgetWriting(n *node) {
+	if !n.vol.changing.TryRLock() {
+		return // the sampler will find it
+	}
+	defer n.vol.changing.RUnlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.writing != nil && n.opens == 0 && !n.lingers {
+		f.endWritingLocked(n.writing)
+	}
+}
+
 // setOrphanLocked records the node's name in the orphans directory; empty when
 // it has a name in the tree (again).
 func (n *node) setOrphanLocked(name string) {
 	n.ownRareLocked().orphan = name
-	n.nameless.Store(name != "" || n.gone != nil)
+	n.set(nameless, name != "" || n.gone != nil)
 }
 
 // lostLocked tells that the inode is no more, and its charge given back: it must
@@ -324,5 +362,5 @@ func (n *node) lingering() bool {
 func (n *node) setGoneLocked(st *unix.Stat_t) {
 	own := n.ownRareLocked()
 	own.orphan, own.gone = "", st
-	n.nameless.Store(true)
+	n.set(nameless, true)
 }

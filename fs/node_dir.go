@@ -226,6 +226,7 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 func (f *FS) link(n *node, d *dirFD, name string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	defer f.liftLocked(n)()
 	if n.exclusive {
 		return unix.ENOENT
 	}
@@ -293,6 +294,10 @@ func (w *victim) close() {
 // loadVictimLocked makes the victim's charge known.
 func (f *FS) loadVictimLocked(w *victim) error {
 	n := w.n
+	f.unmappedWritingLocked(n)
+	if n.writing != nil {
+		return f.readWrittenLocked(n.writing)
+	}
 	if n.charged {
 		return nil
 	}
@@ -319,7 +324,7 @@ func (w *victim) orphanedLocked() bool {
 // (an open file was made an orphan and does not come here). The credit comes
 // after the victim's descriptor is closed, which is what frees the blocks.
 func (f *FS) removedLocked(w *victim) {
-	n, ledger := w.n, w.n.vol.ledger
+	n := w.n
 	if !n.isDir() && w.st.Nlink > 1 {
 		n.settleLocked(0, -quota.LinkCharge)
 		return
@@ -334,9 +339,19 @@ func (f *FS) removedLocked(w *victim) {
 		}
 	}
 	w.close()
-	if !f.lingersLocked(n) {
-		ledger.Settle(quota.Usage{}, quota.Delta{Bytes: -int64(n.charge), Inodes: -1})
+	f.creditLocked(n)
+}
+
+// creditLocked gives back what a removed inode was charged, once nothing of ours
+// keeps its blocks, unless a mapping does.
+func (f *FS) creditLocked(n *node) {
+	if f.lingersLocked(n) {
+		return
 	}
+	if n.writing != nil {
+		f.dropWritingLocked(n.writing)
+	}
+	n.vol.ledger.Settle(quota.Usage{}, quota.Delta{Bytes: -int64(n.charge), Inodes: -1})
 }
 
 // lastStat returns the attributes of an inode that has just lost its last name.
@@ -389,6 +404,7 @@ func (f *FS) remove(parent uint64, name string, flags int) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	defer f.liftLocked(n)()
 	if err := f.loadVictimLocked(w); err != nil {
 		return err
 	}
@@ -446,6 +462,10 @@ func (f *FS) rename(in *fuse.RenameIn, oldName, newName string) error {
 		return err
 	}
 	defer f.putDir(dst)
+	defer f.liftName(src, oldName)()
+	if in.Flags&unix.RENAME_EXCHANGE != 0 {
+		defer f.liftName(dst, newName)()
+	}
 	move := func() error {
 		return unix.Renameat2(src.fd, oldName, dst.fd, newName, uint(in.Flags))
 	}
@@ -478,6 +498,7 @@ func (f *FS) replace(w *victim, move func() error) error {
 	n := w.n
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	defer f.liftLocked(n)()
 	if err := errors.Join(f.openVictim(w), f.loadVictimLocked(w)); err != nil {
 		return err
 	}

@@ -46,6 +46,8 @@ const (
 	TierDaemon Tier = "daemon"
 	// TierRead passes through what is opened for reading only.
 	TierRead Tier = "read"
+	// TierGate passes through writers as well. See gate.go.
+	TierGate Tier = "gate"
 )
 
 // Kernel is the mount's connection; fs/transport's Conn is one.
@@ -57,7 +59,15 @@ type Kernel interface {
 }
 
 // Attach connects the filesystem with its mount; call it before requests are served.
-func (f *FS) Attach(k Kernel, tier Tier) { f.kernel.Store(&attachment{k, tier}) }
+func (f *FS) Attach(k Kernel, tier Tier) error {
+	if tier == TierGate {
+		if err := f.startGate(); err != nil {
+			return err
+		}
+	}
+	f.kernel.Store(&attachment{k, tier})
+	return nil
+}
 
 type attachment struct {
 	Kernel
@@ -106,9 +116,11 @@ func (f *FS) openFileLocked(n *node, flags uint32, begun bool, out *fuse.OpenOut
 		f.openedLocked(&file{node: n, fd: n.backing.fd, flags: flags, borrowed: true}, out)
 		return nil
 	}
-	if n.opensStore(flags) && !begun {
+	writes := isWriter(flags) && f.passesWriterLocked(n)
+	if !begun && (writes || n.opensStore(flags)) {
 		return errChanges
 	}
+	defer f.liftLocked(n)()
 	fd, err := f.openNode(n, openFlags(flags))
 	if err != nil {
 		return err
@@ -119,6 +131,12 @@ func (f *FS) openFileLocked(n *node, flags uint32, begun bool, out *fuse.OpenOut
 	}
 	h := &file{node: n, fd: fd, flags: flags}
 	switch {
+	case writes && n.io == ioPassed:
+		if err := f.startWritingLocked(h); err != nil {
+			syscall.Close(fd)
+			f.endIOLocked(n)
+			return err
+		}
 	case n.opensStore(flags):
 		err := errChanges
 		if begun {
@@ -129,7 +147,7 @@ func (f *FS) openFileLocked(n *node, flags uint32, begun bool, out *fuse.OpenOut
 			f.endIOLocked(n)
 			return err
 		}
-		n.shared.Store(true)
+		n.set(shared, true)
 	case n.io == ioPassed && !isWriter(flags):
 		n.backing.fd, h.borrowed = fd, true
 	}
@@ -155,17 +173,39 @@ func (f *FS) openedLocked(h *file, out *fuse.OpenOut) {
 	out.BackingID = n.backing.id
 	if isWriter(h.flags) {
 		n.stale = true
-		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
+		// Of a gated volume each call would be held, reads as well.
+		if !h.writes || n.vol.writers.gated.Load() {
+			out.OpenFlags |= fuse.FOPEN_DIRECT_IO
+		}
 	}
 	// By a writer, too: the kernel lets go of its own open file after it has
 	// sent RELEASE (fuse_passthrough_release), and the blocks stay as long.
 	n.mappable = true
 }
 
+// openNewLocked opens a file that was just made, by the descriptor that made it.
+func (f *FS) openNewLocked(n *node, fd int, flags uint32, out *fuse.OpenOut) {
+	_ = f.chooseModeLocked(n, fd, flags) // nobody has opened it before: it does not fail
+	h := &file{node: n, fd: fd, flags: flags}
+	if isWriter(flags) && n.io == ioPassed && f.passesWriterLocked(n) {
+		if err := f.startWritingLocked(h); err != nil {
+			f.log.Sugar().Errorw("gate", "volume", n.vol.id, "error", err)
+			f.endIOLocked(n) // through the page cache, then
+		}
+	}
+	f.openedLocked(h, out)
+}
+
+// passesWriterLocked tells whether the kernel is to write the inode by itself when
+// it is opened for writing.
+func (f *FS) passesWriterLocked(n *node) bool {
+	return n.writing != nil || n.io != ioCached && f.gates(n.vol)
+}
+
 // opensStore tells that such an open is the one that lets mappings store into the
 // backing file.
 func (n *node) opensStore(flags uint32) bool {
-	return n.io == ioPassed && flags&unix.O_ACCMODE == unix.O_RDWR && !n.shared.Load()
+	return n.io == ioPassed && n.writing == nil && flags&unix.O_ACCMODE == unix.O_RDWR && !n.has(shared)
 }
 
 // chooseModeLocked sets the mode for one more open file, of which fd is the
@@ -177,6 +217,9 @@ func (n *node) opensStore(flags uint32) bool {
 func (f *FS) chooseModeLocked(n *node, fd int, flags uint32) error {
 	if n.io > ioNone {
 		return nil
+	}
+	if f.passesWriterLocked(n) {
+		return f.passLocked(n, fd)
 	}
 	f.findDenseLocked(n, fd)
 	passes := f.passesReads() && flags&unix.O_ACCMODE != unix.O_RDWR
@@ -209,9 +252,21 @@ func (f *FS) chooseModeLocked(n *node, fd int, flags uint32) error {
 	return nil
 }
 
+// passLocked has the inode's open files passed through, if the kernel can.
+func (f *FS) passLocked(n *node, fd int) error {
+	id, err := f.kernel.Load().OpenBacking(fd)
+	if err != nil {
+		f.log.Sugar().Warnw("passthrough", "volume", n.vol.id, "error", err)
+		n.io = ioCached
+		return nil
+	}
+	n.backing, n.io = backing{id: id, fd: -1}, ioPassed
+	return nil
+}
+
 func (f *FS) passesReads() bool {
 	k := f.kernel.Load()
-	return k != nil && k.tier == TierRead
+	return k != nil && k.tier != TierDaemon
 }
 
 // closedLocked counts a close.
@@ -254,10 +309,10 @@ func (f *FS) mappedLocked(n *node, fd int) bool {
 	case !n.mappable && !inherited:
 	case aloneWith(fd):
 		n.mappable = false
-		n.shared.Store(false)
+		n.set(shared, false)
 	case inherited && !n.unsure && f.loadLocked(n, fd) == nil && n.dense:
 		n.mappable = true
-		n.shared.Store(true)
+		n.set(shared, true)
 	}
 	return n.mappable
 }
@@ -290,7 +345,7 @@ func (f *FS) fillLocked(n *node, fd int, from, to uint64) error {
 // fillGapLocked keeps a file without holes that is about to get data at off. It
 // returns where the file ended before, off when that was beyond.
 func (f *FS) fillGapLocked(n *node, fd int, off uint64) (end uint64, err error) {
-	if !n.shared.Load() {
+	if !n.has(shared) {
 		return off, nil
 	}
 	if err := f.loadLocked(n, fd); err != nil {
@@ -327,6 +382,9 @@ func (f *FS) reapForgotten(n *node) {
 	defer n.mu.Unlock()
 	if n.lingers {
 		n.lingers = false
+		if n.writing != nil {
+			f.dropWritingLocked(n.writing) // its descriptor keeps the blocks
+		}
 		f.freeHeldLocked(n)
 	}
 }

@@ -23,6 +23,7 @@ func (f *FS) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) f
 	if n == nil || n.vol.removed.Load() {
 		return fuse.Status(unix.ESTALE)
 	}
+	f.refresh(n.vol)
 	f.freeGraves(n.vol) // what was replaced counts as free at once
 	limit, free := n.vol.ledger.Limit(), n.vol.ledger.Free()
 	block := f.rule.Block

@@ -63,6 +63,8 @@ type volume struct {
 	// emptying is held while graves are emptied; after node.mu.
 	emptying sync.Mutex
 
+	writers writers // in TierGate
+
 	waits func() (over func()) // Options.Waits
 }
 
@@ -78,11 +80,7 @@ func (v *volume) begin() error {
 			over()
 		}
 	}
-	if !v.changing.TryRLock() {
-		over := v.waits()
-		v.changing.RLock()
-		over()
-	}
+	v.enter()
 	if v.removed.Load() {
 		v.changing.RUnlock()
 		return unix.ESTALE
@@ -95,6 +93,15 @@ func (v *volume) begin() error {
 	}
 	v.changes.Add(1)
 	return nil
+}
+
+// enter is begin for what changes no file and must not make the volume dirty.
+func (v *volume) enter() {
+	if !v.changing.TryRLock() {
+		over := v.waits()
+		v.changing.RLock()
+		over()
+	}
 }
 
 func (v *volume) end() { v.changing.RUnlock() }
@@ -135,6 +142,7 @@ func (f *FS) AddVolume(c VolumeConfig) error {
 	}
 	v := &volume{id: c.ID, ledger: c.Ledger, mark: c.BeforeChange, counted: c.Counted,
 		graves: make(map[*node]struct{}), waits: f.waits}
+	v.writers.init()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.volumes[c.ID] != nil {
@@ -172,6 +180,9 @@ func (f *FS) RemoveVolume(id string, force bool) error {
 		if err := k.NotifyInvalEntry(rootIno, id); err != nil && !errors.Is(err, unix.ENOENT) {
 			f.log.Sugar().Warnw("invalidate volume", "volume", id, "error", err)
 		}
+	}
+	if f.gating != nil {
+		f.shut(v)
 	}
 	f.dirs.purge(v)
 	f.nodes.unpin(v.root)
@@ -232,6 +243,12 @@ func (f *FS) Quiesce(id string, fn func(floating quota.Usage) error) error {
 	if v.removed.Load() {
 		return fmt.Errorf("volume %s: %w", id, ErrNoVolume)
 	}
+	if f.gating != nil {
+		defer f.thaw(v)
+		if err := f.freeze(v); err != nil {
+			return fmt.Errorf("volume %s: %w", id, err)
+		}
+	}
 	f.emptyGraves(v, nil)
 	buried, err := f.buried(v)
 	if err != nil {
@@ -259,6 +276,9 @@ func (f *FS) ResetCharges(id string) {
 		n.mu.Lock()
 		n.charged, n.dense = false, false
 		n.setUnsureLocked(false)
+		if n.writing != nil {
+			f.resetWritingLocked(n.writing)
+		}
 		n.mu.Unlock()
 	}
 }

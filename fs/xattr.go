@@ -180,6 +180,7 @@ func (f *FS) changeXattr(id uint64, attr string, do func(fd int) error) fuse.Sta
 	return toStatus(f.withFD(n, func(fd int) error {
 		n.mu.Lock()
 		defer n.mu.Unlock()
+		defer f.liftLocked(n)()
 		return f.changeHiddenLocked(n, fd, func() error { return do(fd) })
 	}))
 }

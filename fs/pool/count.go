@@ -228,7 +228,7 @@ func (p *Pool) watchIdle() {
 }
 
 func (p *Pool) isIdle(v *volume) bool {
-	if !v.idle.dirty.Load() {
+	if !v.idle.dirty.Load() || p.fs.Writers(v.name) > 0 {
 		return false
 	}
 	now, changes := time.Now(), p.fs.Changes(v.name)
@@ -283,7 +283,7 @@ func (p *Pool) snapshot(v *volume) (s snapshot, ok bool, err error) {
 	s.v = v
 	err = p.quiesce(v, func(floating quota.Usage) error {
 		s.changes, s.used = p.fs.Changes(v.name), v.ledger.Used()
-		if floating != (quota.Usage{}) {
+		if floating != (quota.Usage{}) || p.fs.Writers(v.name) > 0 {
 			return nil
 		}
 		orphans, err := p.hasOrphans(v.name)

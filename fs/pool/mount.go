@@ -99,7 +99,9 @@ func (p *Pool) Mount(o MountOptions) error {
 	if err != nil {
 		return errors.Join(err, conn.Unmount(true), conn.Serve())
 	}
-	p.fs.Attach(conn, tier)
+	if err := p.fs.Attach(conn, tier); err != nil {
+		return errors.Join(err, conn.Unmount(true), conn.Serve())
+	}
 	p.mount.conn, p.mount.served = conn, make(chan struct{})
 	go func() {
 		err := conn.Serve()

@@ -287,6 +287,7 @@ func (p *Pool) describe(v *volume) Volume {
 	p.mu.Lock()
 	created := v.record.Created
 	p.mu.Unlock()
+	p.fs.Refresh(v.name)
 	d := Volume{
 		Name:    v.name,
 		State:   StateReady,

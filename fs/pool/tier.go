@@ -6,6 +6,7 @@ import (
 
 	"github.com/croftfs/croft/fs"
 	"github.com/croftfs/croft/fs/transport"
+	"github.com/croftfs/croft/quota/gate"
 )
 
 // ErrTier is returned by Mount when the tier that was asked for cannot be had.
@@ -21,11 +22,19 @@ func (p *Pool) chooseTier(conn *transport.Conn, want fs.Tier) (tier fs.Tier, why
 	if conn.Passthrough() {
 		whyNot = p.fs.TryPassthrough(conn)
 	}
-	switch {
-	case whyNot == nil:
-		return fs.TierRead, nil, nil
-	case want == "":
-		return fs.TierDaemon, whyNot, nil
+	tier = fs.TierDaemon
+	if whyNot == nil {
+		if tier = fs.TierRead; want == tier {
+			return tier, nil, nil
+		}
+		if whyNot = gate.SelfTest(int(p.root.Fd())); whyNot == nil {
+			tier = fs.TierGate
+		} else {
+			whyNot = fmt.Errorf("writes cannot be held (Linux 6.14, CONFIG_FANOTIFY_ACCESS_PERMISSIONS): %w", whyNot)
+		}
+	}
+	if want == "" || want == tier {
+		return tier, whyNot, nil
 	}
 	return "", nil, fmt.Errorf("%w: %s: %w", ErrTier, want, whyNot)
 }

@@ -324,18 +324,25 @@ func (p *Pool) resize(v *volume, o ResizeOptions) error {
 		return err
 	}
 	lowered := quota.Usage{Bytes: min(old.Bytes, limit.Bytes), Inodes: min(old.Inodes, limit.Inodes)}
-	if err := v.ledger.SetLimit(lowered); err != nil {
+	if err := p.setLimit(v, lowered); err != nil {
 		return err
 	}
 	p.step("resize: lowered")
 	record.Limit = limit
 	if err := p.store.PutVolume(record); err != nil {
-		return errors.Join(err, v.ledger.SetLimit(old))
+		return errors.Join(err, p.setLimit(v, old))
 	}
 	p.step("resize: recorded")
 	p.mu.Lock()
 	v.record = record
 	p.mu.Unlock()
 	p.log.Info("volume resized", zap.String("volume", v.name), zap.Stringer("limit", limit))
-	return v.ledger.SetLimit(limit)
+	return p.setLimit(v, limit)
+}
+
+func (p *Pool) setLimit(v *volume, limit quota.Usage) error {
+	if v.missing {
+		return v.ledger.SetLimit(limit)
+	}
+	return p.fs.SetLimit(v.name, limit)
 }

@@ -47,7 +47,7 @@ func (a *App) mountCommand() *cobra.Command {
 		logFormat: newChoice(logConsole, logJSON),
 		logLevel:  newChoice("info", "debug", "warn", "error"),
 		wakeups:   newChoice(string(transport.WakeupsAuto), string(transport.WakeupsFast), string(transport.WakeupsPlain)),
-		tier:      newChoice(tierAuto, string(croftfs.TierDaemon), string(croftfs.TierRead)),
+		tier:      newChoice(tierAuto, string(croftfs.TierDaemon), string(croftfs.TierRead), string(croftfs.TierGate)),
 	}
 	cmd := &cobra.Command{
 		Use:   "mount --pool DIR... MOUNTPOINT...",

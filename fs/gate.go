@@ -1,0 +1,604 @@
+package fs
+
+import (
+	"encoding/hex"
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/quota"
+	"github.com/croftfs/croft/quota/gate"
+)
+
+// In TierGate the kernel writes by itself as well. What it writes is found out
+// afterwards, by a sampler, and while a volume has ample room that is soon
+// enough. When it has little the volume is gated: system calls on the files that
+// are open for writing are held, and reserve what they need first. See writing.go,
+// sampler.go and quota/gate.
+
+const (
+	// gateBelow is how much room a volume has at least while it is not gated, in
+	// bytes; ungateAbove is from where on it is not any more. What is between a look of
+	// the sampler and its next must fit into the first.
+	gateBelow   = 64 << 20
+	ungateAbove = 2 * gateBelow
+	// maxBelow is how far the first is raised in a volume where it was too little.
+	maxBelow = 1 << 30
+
+	// A call that is under way when a volume is gated goes on, with all that it
+	// was asked to write, at most MAX_RW_COUNT (include/linux/fs.h). Where such a one
+	// does not fit any more, the first call of each file is held, and only who
+	// makes short ones is left alone, until the room is half of that.
+	probeBelow = gateBelow + 1<<31
+	calmCall   = 1 << 20
+
+	// brakeBelow is the room below which an inode is braked that grows without asking.
+	brakeBelow = 8 << 20
+)
+
+// gating is the gate of a pool; it is nil in the other tiers.
+type gating struct {
+	gate *gate.Gate
+
+	mu     sync.RWMutex
+	byIno  map[uint64]*writing
+	braked *os.File // the directory of braked inodes
+}
+
+// writers are the inodes of a volume that the kernel writes by itself.
+type writers struct {
+	mu  sync.Mutex // after node.mu
+	all map[*writing]struct{}
+	// gated tells that all of them are held, since when and what has grown all the same.
+	gated atomic.Bool // written under mu
+	since time.Time
+	late  uint64
+	// frozen tells that Quiesce holds them as well, and that nothing may let go.
+	frozen bool
+	// probed is the room when all were held last, to see what they do.
+	probed uint64
+	// below is gateBelow, or more where that was too little.
+	below uint64
+
+	count  atomic.Int64
+	brakes atomic.Int64
+
+	// next is when the sampler looks again; guarded by sampler.mu.
+	next time.Time
+	// room is what the sampler has seen last.
+	room atomic.Uint64
+
+	// tending is set while a goroutine is about what the sampler has found.
+	tending atomic.Bool
+
+	gatings atomic.Uint64
+}
+
+func (ws *writers) init() {
+	ws.all = make(map[*writing]struct{})
+	ws.below, ws.probed = gateBelow, 2*probeBelow
+}
+
+// list returns the writings of the volume.
+func (ws *writers) list(into []*writing) []*writing {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	into = into[:0]
+	for w := range ws.all {
+		into = append(into, w)
+	}
+	return into
+}
+
+// gates tells whether writers of the volume are passed through: one that is
+// smaller than the room that it needs for that would always be gated.
+func (f *FS) gates(v *volume) bool {
+	return f.gating != nil && v.ledger.Limit().Bytes > ungateAbove
+}
+
+func (f *FS) startGate() error {
+	g := &gating{byIno: make(map[uint64]*writing)}
+	var err error
+	if g.gate, err = gate.Open(f.decide, f.log); err != nil {
+		return err
+	}
+	if g.braked, err = f.brakes(); err != nil {
+		return errors.Join(err, g.gate.Close())
+	}
+	f.gating = g
+	f.sampler.start(f)
+	return nil
+}
+
+func (f *FS) stopGate() error {
+	if f.gating == nil {
+		return nil
+	}
+	f.sampler.stop()
+	f.gating.mu.RLock()
+	left := make([]*writing, 0, len(f.gating.byIno))
+	for _, w := range f.gating.byIno {
+		left = append(left, w)
+	}
+	f.gating.mu.RUnlock()
+	for _, w := range left {
+		w.n.mu.Lock()
+		if w.n.writing == w {
+			f.dropWritingLocked(w)
+		}
+		w.n.mu.Unlock()
+	}
+	return errors.Join(f.gating.gate.Close(), f.gating.braked.Close())
+}
+
+// addWriting marks the inode, held or native as the volume is.
+func (f *FS) addWriting(w *writing) error {
+	g, v := f.gating, w.n.vol
+	ws := &v.writers
+	g.mu.Lock()
+	g.byIno[w.ino] = w
+	g.mu.Unlock()
+	ws.mu.Lock()
+	err := g.gate.Mark(w.fd)
+	w.held.Store(ws.gated.Load() || ws.frozen || v.ledger.Free().Bytes < probeBelow)
+	if err == nil && w.held.Load() {
+		err = g.gate.Hold(w.fd)
+	}
+	if err == nil {
+		ws.all[w] = struct{}{}
+	}
+	ws.mu.Unlock()
+	if err != nil {
+		g.mu.Lock()
+		delete(g.byIno, w.ino)
+		g.mu.Unlock()
+		return errors.Join(err, g.gate.Unmark(w.fd))
+	}
+	if ws.count.Add(1) == 1 {
+		f.sampler.add(v)
+	}
+	return nil
+}
+
+func (f *FS) removeWriting(w *writing) {
+	g, ws := f.gating, &w.n.vol.writers
+	ws.mu.Lock()
+	delete(ws.all, w)
+	err := g.gate.Unmark(w.fd)
+	ws.mu.Unlock()
+	if err != nil && !errors.Is(err, gate.ErrClosed) {
+		f.log.Sugar().Warnw("gate", "volume", w.n.vol.id, "error", err)
+	}
+	g.mu.Lock()
+	delete(g.byIno, w.ino)
+	g.mu.Unlock()
+	ws.count.Add(-1)
+}
+
+// decide answers a held call, or has it answered.
+func (f *FS) decide(ev *gate.Event) gate.Verdict {
+	var st unix.Stat_t
+	if err := unix.Fstat(ev.FD, &st); err != nil {
+		return gate.Deny(unix.EIO)
+	}
+	f.gating.mu.RLock()
+	w := f.gating.byIno[st.Ino]
+	f.gating.mu.RUnlock()
+	if w == nil {
+		return gate.Allow
+	}
+	n, v := w.n, w.n.vol
+	if !v.changing.TryRLock() {
+		go f.decideLater(w, ev)
+		return gate.Later
+	}
+	defer v.changing.RUnlock()
+	// What is not exact yet waits for what is being written.
+	if !n.mu.TryLock() {
+		go f.decideLater(w, ev)
+		return gate.Later
+	}
+	defer n.mu.Unlock()
+	if !w.exact {
+		go f.decideLater(w, ev)
+		return gate.Later
+	}
+	return f.judgeLocked(w, ev)
+}
+
+func (f *FS) decideLater(w *writing, ev *gate.Event) {
+	verdict := gate.Deny(unix.EIO)
+	defer func() {
+		if p := recover(); p != nil {
+			f.log.Sugar().Errorw("panic over a held system call", "panic", p)
+		}
+		f.gating.gate.Answer(ev, verdict)
+	}()
+	v := w.n.vol
+	v.changing.RLock()
+	defer v.changing.RUnlock()
+	w.n.mu.Lock()
+	defer w.n.mu.Unlock()
+	verdict = f.judgeLocked(w, ev)
+}
+
+// gateVolume has every call on the volume's written files held. What the kernel
+// has begun goes on: the sampler sees that.
+func (f *FS) gateVolume(v *volume) {
+	ws := &v.writers
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if ws.gated.Load() {
+		return
+	}
+	if ws.late > ws.below/2 {
+		ws.below = min(2*ws.below, maxBelow)
+	}
+	ws.gated.Store(true)
+	ws.since, ws.late = time.Now(), 0
+	ws.gatings.Add(1)
+	f.holdAllLocked(ws)
+}
+
+func (f *FS) holdAllLocked(ws *writers) {
+	for w := range ws.all {
+		if !w.held.Swap(true) {
+			if err := f.gating.gate.Hold(w.fd); err != nil {
+				f.log.Sugar().Errorw("gate", "volume", w.n.vol.id, "error", err)
+			}
+		}
+	}
+}
+
+// freeLocked lets a held inode go native; node.mu is held. What its calls may
+// still use is not reserved any more: the sampler sees it.
+func (f *FS) freeLocked(w *writing) {
+	ws := &w.n.vol.writers
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if !w.held.Load() || ws.gated.Load() || ws.frozen {
+		return
+	}
+	f.dropPermitsLocked(w, func(*permit) bool { return true })
+	w.exact = false
+	if err := f.gating.gate.Release(w.fd); err != nil {
+		f.log.Sugar().Errorw("gate", "volume", w.n.vol.id, "error", err)
+		return
+	}
+	w.held.Store(false)
+}
+
+// ungateVolume lets the volume's written files go native. Those that are busy
+// stay held until their next call, or the sampler's next look.
+func (f *FS) ungateVolume(v *volume) {
+	ws := &v.writers
+	ws.mu.Lock()
+	ws.gated.Store(false)
+	ws.probed = max(v.ledger.Free().Bytes, 1)
+	ws.mu.Unlock()
+	f.freeAll(v)
+}
+
+func (f *FS) freeAll(v *volume) {
+	for _, w := range v.writers.list(nil) {
+		if w.n.mu.TryLock() {
+			if w.n.writing == w {
+				if w.braked && w.lifts == 0 {
+					f.setBrakeLocked(w, false)
+				}
+				f.freeLocked(w)
+			}
+			w.n.mu.Unlock()
+		}
+	}
+}
+
+// probeVolume holds every file for one call, to see how much it writes at a time.
+func (f *FS) probeVolume(v *volume, room uint64) {
+	ws := &v.writers
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	ws.probed = max(room, 1)
+	f.holdAllLocked(ws)
+}
+
+// freeze holds every call on the volume's files and reads what they hold; thaw
+// must follow. The volume's changes are shut out.
+func (f *FS) freeze(v *volume) error {
+	ws := &v.writers
+	ws.mu.Lock()
+	ws.frozen = true
+	f.holdAllLocked(ws)
+	ws.mu.Unlock()
+	return f.readAll(v)
+}
+
+func (f *FS) thaw(v *volume) {
+	ws := &v.writers
+	ws.mu.Lock()
+	ws.frozen = false
+	ws.mu.Unlock()
+	if !ws.gated.Load() {
+		f.freeAll(v)
+	}
+}
+
+// readAll makes the charges of the volume's written files what the disk holds.
+func (f *FS) readAll(v *volume) error {
+	var errs []error
+	for _, w := range v.writers.list(nil) {
+		w.n.mu.Lock()
+		if w.n.writing == w {
+			errs = append(errs, f.readWrittenLocked(w))
+		}
+		w.n.mu.Unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// Refresh brings a volume's use up to date with what the kernel has written by itself.
+func (f *FS) Refresh(id string) {
+	if v, err := f.volume(id); err == nil {
+		f.refresh(v)
+	}
+}
+
+func (f *FS) refresh(v *volume) {
+	if v.writers.count.Load() == 0 || !v.changing.TryRLock() {
+		return
+	}
+	defer v.changing.RUnlock()
+	for _, w := range v.writers.list(nil) {
+		if w.n.mu.TryLock() {
+			if w.n.writing == w {
+				_ = f.readWrittenLocked(w) // it stays what it was
+			}
+			w.n.mu.Unlock()
+		}
+	}
+}
+
+// shut has every call on the files of a removed volume fail.
+func (f *FS) shut(v *volume) {
+	f.gateVolume(v)
+	for _, w := range v.writers.list(nil) {
+		w.n.mu.Lock()
+		if w.n.writing == w && w.braked {
+			f.setBrakeLocked(w, false)
+		}
+		w.n.mu.Unlock()
+	}
+}
+
+// Writers counts the inodes of a volume that the kernel may write without asking.
+func (f *FS) Writers(id string) int {
+	v, err := f.volume(id)
+	if err != nil {
+		return 0
+	}
+	return int(v.writers.count.Load())
+}
+
+// squeeze gets room in a full volume by finding out what was permitted and not
+// used. It returns whether it was worth a second try. but is locked already.
+func (f *FS) squeeze(v *volume, but *writing) bool {
+	before := v.ledger.Free().Bytes
+	for _, w := range v.writers.list(nil) {
+		if w == but || !w.n.mu.TryLock() {
+			continue
+		}
+		if w.n.writing == w {
+			_ = f.foldLocked(w, (*permit).over)
+		}
+		w.n.mu.Unlock()
+	}
+	return v.ledger.Free().Bytes > before
+}
+
+// over tells whether the call has ended for sure.
+func (p *permit) over() bool { return p.tid > 0 && p.call.Over(p.tid) }
+
+// tighten is called before u is reserved in a volume that is not gated: what is left
+// then must still be enough for what the kernel writes until the sampler looks.
+func (f *FS) tighten(v *volume, u quota.Usage) {
+	ws := &v.writers
+	if u.Bytes == 0 || ws.count.Load() == 0 || ws.gated.Load() {
+		return
+	}
+	free := v.ledger.Free().Bytes
+	left := free - min(free, u.Bytes)
+	if left >= ws.room.Load()/2 && left >= gateBelow {
+		return
+	}
+	if left < gateBelow {
+		f.gateVolume(v)
+	}
+	f.sampleVolume(v)
+	f.sampler.hurry(v)
+}
+
+// setLimit changes the limit of a volume that is served.
+func (f *FS) setLimit(v *volume, limit quota.Usage) error {
+	ws := &v.writers
+	if ws.count.Load() > 0 && limit.Bytes < v.ledger.Limit().Bytes {
+		f.gateVolume(v)
+		if err := f.readAll(v); err != nil {
+			return err
+		}
+	}
+	err := v.ledger.SetLimit(limit)
+	if ws.count.Load() > 0 {
+		f.sampler.hurry(v)
+	}
+	return err
+}
+
+// SetLimit changes a volume's limit as quota.Ledger.SetLimit does, while the kernel
+// writes its files by itself.
+func (f *FS) SetLimit(id string, limit quota.Usage) error {
+	v, err := f.volume(id)
+	if err != nil {
+		return err
+	}
+	return f.setLimit(v, limit)
+}
+
+// brakedName is the pool's directory with a name for each inode that is braked: its
+// file handle. The name is there before the flag is set and until it is cleared;
+// a journal keeps that order across a power cut.
+const brakedName = "braked"
+
+func (f *FS) brakes() (*os.File, error) {
+	err := unix.Mkdirat(int(f.pool.Fd()), brakedName, 0o700)
+	if err != nil && err != unix.EEXIST {
+		return nil, &os.PathError{Op: "mkdir", Path: brakedName, Err: err}
+	}
+	fd, err := openat(int(f.pool.Fd()), brakedName, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: brakedName, Err: err}
+	}
+	return os.NewFile(uintptr(fd), brakedName), nil
+}
+
+func (k *handleKey) name() string {
+	return hex.EncodeToString(append([]byte{k.typ}, k.data[:k.len]...))
+}
+
+func parseHandle(name string) (k handleKey, ok bool) {
+	b, err := hex.DecodeString(name)
+	if err != nil || len(b) < 2 || len(b) > 1+maxHandle {
+		return k, false
+	}
+	k.typ, k.len = b[0], uint8(len(b)-1)
+	copy(k.data[:], b[1:])
+	return k, true
+}
+
+// setBrakeLocked brakes an inode or lets it go.
+func (f *FS) setBrakeLocked(w *writing, on bool) {
+	n := w.n
+	name, dir := n.key.name(), int(f.gating.braked.Fd())
+	if on {
+		fd, err := openat(dir, name, unix.O_CREAT|unix.O_WRONLY, 0o600)
+		if err != nil {
+			f.log.Sugar().Errorw("brake", "volume", n.vol.id, "error", err)
+			return
+		}
+		syscall.Close(fd)
+	}
+	if err := gate.Brake(w.fd, on); err != nil {
+		f.log.Sugar().Errorw("brake", "volume", n.vol.id, "on", on, "error", err)
+		return
+	}
+	if !on {
+		_ = unix.Unlinkat(dir, name, 0) // what stays is swept
+	}
+	if w.braked != on {
+		w.braked = on
+		n.vol.writers.brakes.Add(map[bool]int64{true: 1, false: -1}[on])
+	}
+}
+
+// brakeLocked brakes a held inode that has grown without asking, in a volume that
+// is about full.
+func (f *FS) brakeLocked(w *writing, grown uint64) {
+	v := w.n.vol
+	v.writers.mu.Lock()
+	v.writers.late += grown
+	v.writers.mu.Unlock()
+	room := v.ledger.Free().Bytes
+	if f.isExt4 && !w.braked && w.lifts == 0 && !v.removed.Load() && (room < brakeBelow || room/2 < grown) {
+		f.setBrakeLocked(w, true)
+	}
+}
+
+// lift lets go of an inode's brake for an operation of ours, until done is called.
+func (f *FS) lift(n *node) (done func()) {
+	if n.vol == nil || n.vol.writers.brakes.Load() == 0 {
+		return func() {}
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	lifted := f.liftLocked(n)
+	return func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		lifted()
+	}
+}
+
+// liftName is lift for what a name leads to, which is about to be renamed.
+func (f *FS) liftName(d *dirFD, name string) (done func()) {
+	if d.node.vol.writers.brakes.Load() == 0 {
+		return func() {}
+	}
+	key, st, err := describeAt(d.fd, name)
+	if err != nil {
+		return func() {} // the rename says so
+	}
+	return f.lift(f.nodes.find(d.node.vol, key, st.Mode))
+}
+
+func (f *FS) liftLocked(n *node) (doneLocked func()) {
+	w := n.writing
+	if w == nil || !w.braked {
+		return func() {}
+	}
+	if w.lifts++; w.lifts == 1 {
+		if err := gate.Brake(w.fd, false); err != nil {
+			f.log.Sugar().Errorw("brake", "volume", n.vol.id, "error", err)
+		}
+	}
+	return func() {
+		if w.lifts--; w.lifts == 0 && w.braked && n.writing == w {
+			if err := gate.Brake(w.fd, true); err != nil {
+				f.log.Sugar().Errorw("brake", "volume", n.vol.id, "error", err)
+			}
+		}
+	}
+}
+
+// sweepBrakes lets go of what a crash has left braked.
+func (f *FS) sweepBrakes() error {
+	fd, err := openat(int(f.pool.Fd()), brakedName, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err == unix.ENOENT {
+		return nil
+	} else if err != nil {
+		return &os.PathError{Op: "open", Path: brakedName, Err: err}
+	}
+	dir := os.NewFile(uintptr(fd), brakedName)
+	defer dir.Close()
+	names, err := dir.Readdirnames(0)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range names {
+		key, ok := parseHandle(name)
+		if ok {
+			err := f.letGo(key)
+			if err != nil && !isGone(err) {
+				errs = append(errs, err)
+				continue
+			}
+		}
+		if err := unix.Unlinkat(fd, name, 0); err != nil {
+			errs = append(errs, &os.PathError{Op: "unlink", Path: brakedName + "/" + name, Err: err})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (f *FS) letGo(key handleKey) error {
+	fd, err := unix.OpenByHandleAt(int(f.pool.Fd()), key.fileHandle(), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	return gate.Brake(fd, false)
+}

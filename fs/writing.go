@@ -1,0 +1,524 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/quota"
+	"github.com/croftfs/croft/quota/gate"
+)
+
+// writing is a backing inode that the kernel may write without asking: it is, or
+// was, opened for writing and passed through in TierGate. It is node.writing.
+//
+// It is native or held (quota/gate). Held, each system call that could make it
+// grow reserves that first, and node.charge is exact. Native, the sampler adds to
+// node.charge what the inode may have grown by, and what it does hold is read
+// when somebody needs to know.
+type writing struct {
+	n   *node
+	ino uint64
+	// fd was opened before the inode was marked: what is done by it raises no events.
+	fd int
+
+	// held is changed together with the inode's mark, under writers.mu.
+	held atomic.Bool
+
+	// What follows is guarded by node.mu.
+
+	// opens counts the handles that write.
+	opens uint32
+	// stores tells that one of them could be mapped, for stores.
+	stores bool
+	// exact tells that since events are raised node.charge was read.
+	exact bool
+	// size and blocks (of 512 bytes) are what stat said when node.charge was read last.
+	size, blocks int64
+	// excess is by how much the estimate was above node.charge then.
+	excess uint64
+	// permits are what held calls were allowed and may not have used yet.
+	permits []*permit
+
+	// braked tells that the inode is immutable, by us; lifts counts the operations
+	// that need it not to be.
+	braked bool
+	lifts  int
+}
+
+// permit is what one held system call may still make an inode grow by. As long as
+// it exists the blocks are reserved, so that it does not matter when the call
+// makes use of it, or whether it does.
+type permit struct {
+	// tid is the thread whose call it is; 0 when nobody can tell when it is over.
+	tid  int
+	call gate.Call
+	// ranges are the blocks, whole ones; extra is what else the call could cost, in bytes.
+	ranges []quota.Range
+	extra  uint64
+	// gap tells that it begins beyond the end of the file.
+	gap bool
+}
+
+func (p *permit) reserved() uint64 { return total(p.ranges) + p.extra }
+
+func (w *writing) reserved() (bytes uint64) {
+	for _, p := range w.permits {
+		bytes += p.reserved()
+	}
+	return bytes
+}
+
+// startWritingLocked is called before an open for writing is answered: h's
+// descriptor was opened before the inode was marked if it is the first.
+func (f *FS) startWritingLocked(h *file) error {
+	n := h.node
+	w := n.writing
+	if w == nil {
+		if err := f.loadLocked(n, h.fd); err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(h.fd, &st); err != nil {
+			return err
+		}
+		w = &writing{n: n, ino: st.Ino, fd: h.fd}
+		w.noteLocked(f, &st)
+		if err := f.addWriting(w); err != nil {
+			return err
+		}
+		h.borrowed = true
+		n.ownRareLocked().writing = w
+	}
+	h.writes = true
+	w.opens++
+	if h.flags&unix.O_ACCMODE == unix.O_RDWR && !w.stores {
+		w.stores = true
+		n.set(stores, true)
+	}
+	return nil
+}
+
+// stopWritingLocked counts the close of a handle that writes. After the last the
+// inode is the daemon's alone again, unless it may be mapped: then the sampler
+// finds out when it is not.
+func (f *FS) stopWritingLocked(h *file) {
+	w := h.node.writing
+	h.writes = false
+	if w.opens--; w.opens > 0 {
+		return
+	}
+	if w.stores {
+		f.sampler.closing()
+		return
+	}
+	f.endWritingLocked(w)
+}
+
+// unmappedWritingLocked ends the writing of an inode that nobody has open and nobody maps.
+func (f *FS) unmappedWritingLocked(n *node) (ended bool) {
+	w := n.writing
+	if w == nil || n.opens > 0 || !aloneWith(w.fd) {
+		return false
+	}
+	n.mappable = false
+	f.endWritingLocked(w)
+	return true
+}
+
+func (f *FS) endWritingLocked(w *writing) {
+	n := w.n
+	if err := f.readWrittenLocked(w); err != nil {
+		f.log.Sugar().Errorw("charge of a written file", "volume", n.vol.id, "error", err)
+	}
+	f.dropWritingLocked(w)
+}
+
+// dropWritingLocked ends a writing as it is: its charge stays what the ledger holds.
+func (f *FS) dropWritingLocked(w *writing) {
+	n := w.n
+	f.dropPermitsLocked(w, func(*permit) bool { return true })
+	if w.braked {
+		f.setBrakeLocked(w, false)
+	}
+	f.removeWriting(w)
+	n.writing = nil
+	n.set(stores, false)
+	syscall.Close(w.fd)
+}
+
+// dropPermitsLocked gives back what the permits that match have reserved.
+func (f *FS) dropPermitsLocked(w *writing, match func(*permit) bool) {
+	kept := w.permits[:0]
+	for _, p := range w.permits {
+		if match(p) {
+			w.n.vol.ledger.Settle(quota.Usage{Bytes: p.reserved()}, quota.Delta{})
+		} else {
+			kept = append(kept, p)
+		}
+	}
+	clear(w.permits[len(kept):])
+	w.permits = kept
+}
+
+// noteLocked remembers what stat says of an inode whose charge was just read.
+func (w *writing) noteLocked(f *FS, st *unix.Stat_t) {
+	w.size, w.blocks = st.Size, st.Blocks
+	w.excess = 0
+	w.excess = f.estimateLocked(w, st) - w.n.charge
+}
+
+// readWrittenLocked makes the charge of an inode that the kernel writes what the
+// disk holds, and settles the difference. It waits for what is being written.
+func (f *FS) readWrittenLocked(w *writing) error {
+	n := w.n
+	var st unix.Stat_t
+	if err := unix.Fstat(w.fd, &st); err != nil {
+		return err
+	}
+	if n.charged && n.dense && st.Size == w.size && w.size == int64(n.size) && len(w.permits) == 0 && n.charge == f.roundUp(n.size)+linkCharge(uint64(st.Nlink)) {
+		w.exact = true
+		return nil
+	}
+	before := n.charge
+	if err := f.readChargeLocked(w, &st); err != nil {
+		n.charge, n.charged, n.dense = before, false, false
+		n.setUnsureLocked(true)
+		return err
+	}
+	// What a permit has been used for is in the charge now.
+	var used uint64
+	for _, p := range w.permits {
+		was := p.reserved()
+		left, err := f.leftLocked(w, p.ranges, uint64(st.Size))
+		if err == nil {
+			p.ranges = left
+		}
+		used += was - p.reserved()
+	}
+	n.vol.ledger.Settle(quota.Usage{Bytes: used}, quota.Delta{Bytes: int64(n.charge) - int64(before)})
+	w.growHeldLocked(int64(n.charge) - int64(before))
+	w.noteLocked(f, &st)
+	w.exact = true
+	return nil
+}
+
+// readChargeLocked reads the charge. Of a file that was dense only what came after.
+func (f *FS) readChargeLocked(w *writing, st *unix.Stat_t) error {
+	n := w.n
+	if n.charged && n.dense && n.prealloc == 0 && uint64(st.Size) >= n.size && !f.small(uint64(st.Size)) {
+		gaps, err := f.rule.Unmapped(w.fd, f.roundDown(n.size), uint64(st.Size))
+		if err != nil {
+			return err
+		}
+		if len(gaps) == 0 {
+			n.size, n.charge = uint64(st.Size), f.roundUp(uint64(st.Size))+linkCharge(uint64(st.Nlink))
+			return nil
+		}
+	}
+	if err := f.reloadLocked(n, w.fd); err != nil {
+		return err
+	}
+	// What was written since then is not missed by the next look.
+	st.Size = int64(n.size)
+	return nil
+}
+
+// resetWritingLocked is ResetCharges for an inode that the kernel writes: its charge
+// must always be what the ledger holds.
+func (f *FS) resetWritingLocked(w *writing) {
+	var st unix.Stat_t
+	err := errors.Join(f.reloadLocked(w.n, w.fd), unix.Fstat(w.fd, &st))
+	if err != nil {
+		w.n.setUnsureLocked(true)
+		f.log.Sugar().Errorw("charge of a written file", "volume", w.n.vol.id, "error", err)
+		return
+	}
+	w.noteLocked(f, &st)
+	w.exact = true
+}
+
+// growHeldLocked keeps what a removed inode's charge is noted under (node.held) in step.
+func (w *writing) growHeldLocked(by int64) {
+	n := w.n
+	if !n.lingers || by == 0 {
+		return
+	}
+	n.held.Bytes += uint64(by)
+	n.vol.float(quota.Usage{Bytes: uint64(by)}, 1)
+}
+
+// leftLocked returns what of ranges is not in use: not mapped, or beyond the end of the file.
+func (f *FS) leftLocked(w *writing, ranges []quota.Range, size uint64) (left []quota.Range, err error) {
+	end := f.roundUp(size)
+	for _, r := range ranges {
+		if r.From < end {
+			gaps, err := f.rule.Unmapped(w.fd, r.From, min(r.To, end))
+			if err != nil {
+				return nil, err
+			}
+			left = append(left, gaps...)
+			r.From = end
+		}
+		if r.From < r.To {
+			left = append(left, r)
+		}
+	}
+	return left, nil
+}
+
+// foldLocked charges what calls have used of their permits, and gives back the
+// rest where match says that the call is over.
+func (f *FS) foldLocked(w *writing, over func(*permit) bool) error {
+	n := w.n
+	if len(w.permits) == 0 {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(w.fd, &st); err != nil {
+		return err
+	}
+	size := uint64(st.Size)
+	exact := f.small(size) || n.prealloc > 0 || size < n.size
+	for _, p := range w.permits {
+		exact = exact || p.extra > 0
+	}
+	if exact {
+		if err := f.readWrittenLocked(w); err != nil {
+			return err
+		}
+		f.dropPermitsLocked(w, over)
+		return nil
+	}
+	var used uint64
+	for _, p := range w.permits {
+		left, err := f.leftLocked(w, p.ranges, size)
+		if err != nil {
+			return err
+		}
+		used += total(p.ranges) - total(left)
+		if p.gap && size > n.size || len(left) > 0 && left[0].From < f.roundUp(size) {
+			n.dense = false
+		}
+		p.ranges = left
+	}
+	n.size = size
+	n.settleLocked(used, int64(used))
+	w.growHeldLocked(int64(used))
+	w.noteLocked(f, &st)
+	f.dropPermitsLocked(w, over)
+	return nil
+}
+
+// estimateLocked returns what the inode may be charged at the most, in bytes,
+// by what stat says. It never falls below the charge.
+func (f *FS) estimateLocked(w *writing, st *unix.Stat_t) uint64 {
+	n := w.n
+	links := linkCharge(uint64(st.Nlink))
+	data := n.charge - min(n.charge, links)
+	size, blocks := f.roundUp(uint64(st.Size)), uint64(st.Blocks)*512
+	switch {
+	case f.isBtrfs && n.dense:
+		// A file that is compressed has fewer blocks than are charged.
+		blocks = size
+	case f.isBtrfs:
+		// Likewise, so only what comes in addition counts.
+		blocks = data + uint64(max(0, st.Blocks-w.blocks))*512
+		w.blocks = st.Blocks
+	}
+	if !n.dense {
+		size = max(size, f.roundUp(n.prealloc))
+		if f.isExt4 { // its trees of extents, which only grow with the file
+			blocks -= min(blocks, w.excess)
+		}
+	}
+	return links + max(data, min(blocks, size))
+}
+
+// sampleLocked charges what the inode may have grown by, and returns that in bytes.
+func (f *FS) sampleLocked(w *writing) (grown uint64) {
+	n := w.n
+	var st unix.Stat_t
+	if unix.Fstat(w.fd, &st) != nil {
+		return 0
+	}
+	known := n.charge + w.reserved()
+	estimate := f.estimateLocked(w, &st)
+	if estimate <= known {
+		return 0
+	}
+	grown = estimate - known
+	n.settleLocked(0, int64(grown))
+	w.growHeldLocked(int64(grown))
+	w.exact = false
+	return grown
+}
+
+// judgeLocked answers a held call.
+func (f *FS) judgeLocked(w *writing, ev *gate.Event) gate.Verdict {
+	n, v := w.n, w.n.vol
+	switch {
+	case n.writing != w || !w.held.Load() || ev.Len == 0:
+		return gate.Allow
+	case v.removed.Load():
+		return gate.Deny(unix.EIO)
+	case !v.writers.gated.Load() && ev.Len <= calmCall:
+		f.freeLocked(w)
+		return gate.Allow
+	}
+	verdict, err := f.permitLocked(w, ev)
+	switch {
+	case err == nil:
+	case errors.Is(err, quota.ErrNoSpace):
+		return gate.Deny(unix.ENOSPC)
+	default:
+		f.log.Sugar().Errorw("held system call", "volume", v.id, "error", err)
+		return gate.Deny(unix.EIO)
+	}
+	if verdict == gate.Allow && w.braked && w.lifts == 0 {
+		f.setBrakeLocked(w, false)
+	}
+	return verdict
+}
+
+// permitLocked reserves what a held call can make the inode grow by.
+func (f *FS) permitLocked(w *writing, ev *gate.Event) (gate.Verdict, error) {
+	n := w.n
+	if !w.exact {
+		if err := f.readWrittenLocked(w); err != nil {
+			return 0, err
+		}
+	}
+	// A thread that makes a new call has ended the last.
+	over := func(p *permit) bool { return p.tid > 0 && p.tid == ev.TID }
+	if err := f.foldLocked(w, over); err != nil {
+		return 0, err
+	}
+	end := ev.Off + ev.Len
+	if end < ev.Off || end > 1<<63-1 {
+		return gate.Allow, nil // the kernel refuses it
+	}
+	inPlace, err := f.growthLocked(w, ev.Off, end)
+	if err != nil {
+		return 0, err
+	}
+	appended, err := f.growthLocked(w, n.size, n.size+ev.Len)
+	if err != nil {
+		return 0, err
+	}
+	if len(inPlace) == 0 && len(appended) == 0 {
+		return gate.Allow, nil
+	}
+	call := gate.CallOf(ev.TID)
+	p := &permit{tid: ev.TID, call: call}
+	switch call.Access {
+	case gate.Reads:
+		return gate.Allow, nil
+	case gate.Unknown:
+		p.tid = 0
+		p.ranges = w.withoutLoose(union(inPlace, appended))
+	case gate.Appends:
+		p.ranges = appended
+	default:
+		p.ranges = union(inPlace, appended)
+	}
+	if err = f.grantLocked(w, p, ev); errors.Is(err, quota.ErrNoSpace) && call.Access == gate.Writes {
+		// It is one or the other.
+		if p.ranges = inPlace; call.Appending(ev.TID) {
+			p.ranges = appended
+		}
+		err = f.grantLocked(w, p, ev)
+	}
+	if errors.Is(err, quota.ErrNoSpace) && f.squeeze(n.vol, w) {
+		err = f.grantLocked(w, p, ev)
+	}
+	return gate.Allow, err
+}
+
+// grantLocked reserves a permit and makes it the inode's, or ErrNoSpace.
+func (f *FS) grantLocked(w *writing, p *permit, ev *gate.Event) error {
+	n := w.n
+	if len(p.ranges) == 0 {
+		return nil
+	}
+	p.gap = p.ranges[0].From > f.chargedEndLocked(n)
+	p.extra = 0
+	if !n.dense || p.gap {
+		if f.small(n.size) {
+			hidden, err := f.hiddenLocked(n, w.fd, min(max(ev.Off+ev.Len, n.size), 4*f.rule.Block))
+			if err != nil {
+				return err
+			}
+			p.extra += hidden
+		}
+		tail, err := f.tailLocked(n, w.fd)
+		if err != nil {
+			return err
+		}
+		p.extra += tail
+	}
+	if p.gap {
+		if err := f.dropSpeculationLocked(n, w.fd, p.ranges[0].From); err != nil {
+			return fmt.Errorf("blocks beyond the end: %w", err)
+		}
+	}
+	if err := f.reserve(n.vol, quota.Usage{Bytes: p.reserved()}); err != nil {
+		return err
+	}
+	w.permits = append(w.permits, p)
+	return nil
+}
+
+// growthLocked lists the blocks of [from, to) that are not charged.
+func (f *FS) growthLocked(w *writing, from, to uint64) ([]quota.Range, error) {
+	return f.unmappedLocked(w.n, w.fd, from, to)
+}
+
+// withoutLoose returns ranges without what calls without an end have reserved already.
+func (w *writing) withoutLoose(ranges []quota.Range) []quota.Range {
+	for _, p := range w.permits {
+		if p.tid == 0 {
+			ranges = subtract(ranges, p.ranges)
+		}
+	}
+	return ranges
+}
+
+// union merges two ascending lists of ranges.
+func union(a, b []quota.Range) (all []quota.Range) {
+	for len(a) > 0 || len(b) > 0 {
+		if len(a) == 0 || len(b) > 0 && b[0].From < a[0].From {
+			a, b = b, a
+		}
+		r := a[0]
+		a = a[1:]
+		if last := len(all) - 1; last >= 0 && r.From <= all[last].To {
+			all[last].To = max(all[last].To, r.To)
+		} else {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// subtract returns what of the ascending ranges a is not in b.
+func subtract(a, b []quota.Range) (left []quota.Range) {
+	for _, r := range a {
+		for _, s := range b {
+			if s.To <= r.From || s.From >= r.To {
+				continue
+			}
+			if s.From > r.From {
+				left = append(left, quota.Range{From: r.From, To: s.From})
+			}
+			r.From = min(s.To, r.To)
+		}
+		if r.From < r.To {
+			left = append(left, r)
+		}
+	}
+	return left
+}
