@@ -65,6 +65,7 @@ type FS struct {
 	// smallBlocks tells that the backing filesystem's blocks are smaller than the rule's.
 	smallBlocks bool
 	waits       func() (over func())
+	holdAlways  bool  // TierHold
 	maxOpen     int64 // open files a volume
 
 	nodes   nodeTable

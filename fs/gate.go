@@ -43,7 +43,8 @@ const (
 
 // gating is the gate of a pool; it is nil in the other tiers.
 type gating struct {
-	gate *gate.Gate
+	gate    *gate.Gate
+	callers gate.Callers
 
 	mu     sync.RWMutex
 	byIno  map[uint64]*writing
@@ -98,13 +99,13 @@ func (ws *writers) list(into []*writing) []*writing {
 // gates tells whether writers of the volume are passed through: one that is
 // smaller than the room that it needs for that would always be gated.
 func (f *FS) gates(v *volume) bool {
-	return f.gating != nil && v.ledger.Limit().Bytes > ungateAbove
+	return f.gating != nil && (f.holdAlways || v.ledger.Limit().Bytes > ungateAbove)
 }
 
-func (f *FS) startGate() error {
+func (f *FS) startGate(k Kernel) error {
 	g := &gating{byIno: make(map[uint64]*writing)}
 	var err error
-	if g.gate, err = gate.Open(f.decide, f.log); err != nil {
+	if g.gate, err = gate.Open(f.decide, k.Pacer(), f.log); err != nil {
 		return err
 	}
 	if g.braked, err = f.brakes(); err != nil {
@@ -133,7 +134,9 @@ func (f *FS) stopGate() error {
 		}
 		w.n.mu.Unlock()
 	}
-	return errors.Join(f.gating.gate.Close(), f.gating.braked.Close())
+	err := errors.Join(f.gating.gate.Close(), f.gating.braked.Close())
+	f.gating.callers.Close()
+	return err
 }
 
 // addWriting marks the inode, held or native as the volume is.
@@ -144,8 +147,11 @@ func (f *FS) addWriting(w *writing) error {
 	g.byIno[w.ino] = w
 	g.mu.Unlock()
 	ws.mu.Lock()
+	if len(ws.all) == 0 { // nobody has looked at it since the last was closed
+		ws.gated.Store(v.ledger.Free().Bytes < ws.below)
+	}
 	err := g.gate.Mark(w.fd)
-	w.held.Store(ws.gated.Load() || ws.frozen || v.ledger.Free().Bytes < probeBelow)
+	w.held.Store(f.holdAlways || ws.gated.Load() || ws.frozen || v.ledger.Free().Bytes < probeBelow)
 	if err == nil && w.held.Load() {
 		err = g.gate.Hold(w.fd)
 	}
@@ -261,7 +267,7 @@ func (f *FS) freeLocked(w *writing) {
 	ws := &w.n.vol.writers
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	if !w.held.Load() || ws.gated.Load() || ws.frozen {
+	if f.holdAlways || !w.held.Load() || ws.gated.Load() || ws.frozen {
 		return
 	}
 	f.dropPermitsLocked(w, func(*permit) bool { return true })
@@ -392,8 +398,12 @@ func (f *FS) squeeze(v *volume, but *writing) bool {
 		if w == but || !w.n.mu.TryLock() {
 			continue
 		}
-		if w.n.writing == w {
-			_ = f.foldLocked(w, (*permit).over)
+		switch {
+		case w.n.writing != w:
+		case !w.exact:
+			_ = f.readWrittenLocked(w)
+		default:
+			_ = f.foldLocked(w, f.over)
 		}
 		w.n.mu.Unlock()
 	}
@@ -401,7 +411,7 @@ func (f *FS) squeeze(v *volume, but *writing) bool {
 }
 
 // over tells whether the call has ended for sure.
-func (p *permit) over() bool { return p.tid > 0 && p.call.Over(p.tid) }
+func (f *FS) over(p *permit) bool { return p.tid > 0 && f.gating.callers.Over(p.tid, p.call) }
 
 // tighten is called before u is reserved in a volume that is not gated: what is left
 // then must still be enough for what the kernel writes until the sampler looks.

@@ -46,7 +46,11 @@ const (
 	TierDaemon Tier = "daemon"
 	// TierRead passes through what is opened for reading only.
 	TierRead Tier = "read"
-	// TierGate passes through writers as well. See gate.go.
+	// TierHold passes through writers as well, and holds each system call on what
+	// they have open.
+	TierHold Tier = "hold"
+	// TierGate passes through writers as well, and holds them where a volume has
+	// little room. See gate.go.
 	TierGate Tier = "gate"
 )
 
@@ -56,12 +60,15 @@ type Kernel interface {
 	// OpenBacking registers an open file for passthrough, until CloseBacking.
 	OpenBacking(fd int) (id int32, err error)
 	CloseBacking(id int32) error
+	// Pacer returns what a thread calls for each wake-up of a caller.
+	Pacer() func()
 }
 
 // Attach connects the filesystem with its mount; call it before requests are served.
 func (f *FS) Attach(k Kernel, tier Tier) error {
-	if tier == TierGate {
-		if err := f.startGate(); err != nil {
+	if tier == TierGate || tier == TierHold {
+		f.holdAlways = tier == TierHold
+		if err := f.startGate(k); err != nil {
 			return err
 		}
 	}
@@ -174,7 +181,7 @@ func (f *FS) openedLocked(h *file, out *fuse.OpenOut) {
 	if isWriter(h.flags) {
 		n.stale = true
 		// Of a gated volume each call would be held, reads as well.
-		if !h.writes || n.vol.writers.gated.Load() {
+		if !h.writes || n.vol.writers.gated.Load() && !f.holdAlways {
 			out.OpenFlags |= fuse.FOPEN_DIRECT_IO
 		}
 	}

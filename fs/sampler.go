@@ -91,7 +91,7 @@ func (s *sampler) closing() { s.by(closingPeriod) }
 
 // period is until when a volume need not be looked at again.
 func (v *volume) period(room uint64) time.Duration {
-	return min(max(time.Duration(room)*time.Second/writeSpeed, gatedPeriod), maxPeriod)
+	return min(max(time.Duration(room/(writeSpeed/uint64(time.Second))), gatedPeriod), maxPeriod)
 }
 
 func (s *sampler) run() {
@@ -136,6 +136,9 @@ func (s *sampler) look() (next time.Time) {
 		} else if v.writers.next.Before(next) {
 			next = v.writers.next
 		}
+	}
+	if len(s.volumes) == 0 {
+		s.f.gating.callers.Close()
 	}
 	s.mu.Unlock()
 	for _, v := range due {
@@ -234,8 +237,8 @@ func (f *FS) tendLocked(w *writing) error {
 	case w.opens == 0 && f.unmappedWritingLocked(w.n):
 	case w.held.Load() && !w.exact:
 		return f.readWrittenLocked(w)
-	case slices.ContainsFunc(w.permits, (*permit).over):
-		return f.foldLocked(w, (*permit).over)
+	case slices.ContainsFunc(w.permits, f.over):
+		return f.foldLocked(w, f.over)
 	}
 	return nil
 }

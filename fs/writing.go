@@ -42,7 +42,6 @@ type writing struct {
 	excess uint64
 	// permits are what held calls were allowed and may not have used yet.
 	permits []*permit
-
 	// braked tells that the inode is immutable, by us; lifts counts the operations
 	// that need it not to be.
 	braked bool
@@ -183,24 +182,28 @@ func (f *FS) readWrittenLocked(w *writing) error {
 		w.exact = true
 		return nil
 	}
+	// What a permit has been used for is in the charge then. What is used while this
+	// looks counts twice.
+	var used uint64
+	for _, p := range w.permits {
+		left, err := f.leftLocked(w, p.ranges, uint64(st.Size))
+		if err != nil {
+			return err
+		}
+		used += total(p.ranges) - total(left)
+		p.ranges = left
+	}
 	before := n.charge
 	if err := f.readChargeLocked(w, &st); err != nil {
 		n.charge, n.charged, n.dense = before, false, false
 		n.setUnsureLocked(true)
+		n.vol.ledger.Settle(quota.Usage{Bytes: used}, quota.Delta{})
 		return err
 	}
-	// What a permit has been used for is in the charge now.
-	var used uint64
-	for _, p := range w.permits {
-		was := p.reserved()
-		left, err := f.leftLocked(w, p.ranges, uint64(st.Size))
-		if err == nil {
-			p.ranges = left
-		}
-		used += was - p.reserved()
-	}
-	n.vol.ledger.Settle(quota.Usage{Bytes: used}, quota.Delta{Bytes: int64(n.charge) - int64(before)})
-	w.growHeldLocked(int64(n.charge) - int64(before))
+	grown := int64(n.charge) - int64(before)
+	n.vol.ledger.Settle(quota.Usage{Bytes: used}, quota.Delta{Bytes: min(grown, int64(used))})
+	n.vol.ledger.Find(uint64(max(0, grown-int64(used))))
+	w.growHeldLocked(grown)
 	w.noteLocked(f, &st)
 	w.exact = true
 	return nil
@@ -331,7 +334,9 @@ func (f *FS) estimateLocked(w *writing, st *unix.Stat_t) uint64 {
 	}
 	if !n.dense {
 		size = max(size, f.roundUp(n.prealloc))
-		if f.isExt4 { // its trees of extents, which only grow with the file
+		// Of ext4 that is its trees of extents, which grow with the file only. xfs
+		// gives back what it has ahead.
+		if f.isExt4 || w.exact {
 			blocks -= min(blocks, w.excess)
 		}
 	}
@@ -351,7 +356,8 @@ func (f *FS) sampleLocked(w *writing) (grown uint64) {
 		return 0
 	}
 	grown = estimate - known
-	n.settleLocked(0, int64(grown))
+	n.charge += grown
+	n.vol.ledger.Find(grown)
 	w.growHeldLocked(int64(grown))
 	w.exact = false
 	return grown
@@ -365,7 +371,7 @@ func (f *FS) judgeLocked(w *writing, ev *gate.Event) gate.Verdict {
 		return gate.Allow
 	case v.removed.Load():
 		return gate.Deny(unix.EIO)
-	case !v.writers.gated.Load() && ev.Len <= calmCall:
+	case !f.holdAlways && !v.writers.gated.Load() && ev.Len <= calmCall:
 		f.freeLocked(w)
 		return gate.Allow
 	}
@@ -384,39 +390,75 @@ func (f *FS) judgeLocked(w *writing, ev *gate.Event) gate.Verdict {
 	return verdict
 }
 
+// catchUpLocked makes the size known from which a held inode goes on.
+func (f *FS) catchUpLocked(w *writing) error {
+	n := w.n
+	var st unix.Stat_t
+	if err := unix.Fstat(w.fd, &st); err != nil {
+		return err
+	}
+	size := uint64(st.Size)
+	if len(w.permits) == 0 && (size < n.size || f.roundUp(size) > f.chargedEndLocked(n)) {
+		w.exact = false // something has gone on without asking
+	}
+	if !w.exact {
+		return f.readWrittenLocked(w)
+	}
+	if len(w.permits) == 0 { // else they say what the file has grown into
+		n.size = max(n.size, size) // within its last block
+	}
+	return nil
+}
+
 // permitLocked reserves what a held call can make the inode grow by.
 func (f *FS) permitLocked(w *writing, ev *gate.Event) (gate.Verdict, error) {
 	n := w.n
-	if !w.exact {
-		if err := f.readWrittenLocked(w); err != nil {
-			return 0, err
-		}
-	}
-	// A thread that makes a new call has ended the last.
-	over := func(p *permit) bool { return p.tid > 0 && p.tid == ev.TID }
-	if err := f.foldLocked(w, over); err != nil {
+	if err := f.catchUpLocked(w); err != nil {
 		return 0, err
 	}
 	end := ev.Off + ev.Len
 	if end < ev.Off || end > 1<<63-1 {
 		return gate.Allow, nil // the kernel refuses it
 	}
-	inPlace, err := f.growthLocked(w, ev.Off, end)
+	inPlace, err := f.unmappedLocked(n, w.fd, ev.Off, end)
 	if err != nil {
 		return 0, err
 	}
-	appended, err := f.growthLocked(w, n.size, n.size+ev.Len)
+	appended, err := f.unmappedLocked(n, w.fd, n.size, n.size+ev.Len)
 	if err != nil {
 		return 0, err
 	}
 	if len(inPlace) == 0 && len(appended) == 0 {
 		return gate.Allow, nil
 	}
-	call := gate.CallOf(ev.TID)
+	call := f.gating.callers.Of(ev.TID)
+	if call.Access == gate.Reads {
+		return gate.Allow, nil
+	}
+	length := ev.Len // in whole pages, which may be more than is appended
+	if call.Len > 0 {
+		length = min(length, call.Len)
+	}
+	// A thread that makes a new call has ended its last. And what writes has the
+	// lock of the mount's inode (fuse_passthrough_write_iter), so that no other
+	// write(2) of the file is under way.
+	over := func(p *permit) bool {
+		return p.tid > 0 && (p.tid == ev.TID || call.Access != gate.Unknown)
+	}
+	if len(w.permits) > 0 {
+		if err := f.foldLocked(w, over); err != nil {
+			return 0, err
+		}
+		// What has been used of them may be what this one was to need.
+		if inPlace, err = f.unmappedLocked(n, w.fd, ev.Off, end); err != nil {
+			return 0, err
+		}
+	}
+	if appended, err = f.unmappedLocked(n, w.fd, n.size, n.size+length); err != nil {
+		return 0, err
+	}
 	p := &permit{tid: ev.TID, call: call}
 	switch call.Access {
-	case gate.Reads:
-		return gate.Allow, nil
 	case gate.Unknown:
 		p.tid = 0
 		p.ranges = w.withoutLoose(union(inPlace, appended))
@@ -470,11 +512,6 @@ func (f *FS) grantLocked(w *writing, p *permit, ev *gate.Event) error {
 	}
 	w.permits = append(w.permits, p)
 	return nil
-}
-
-// growthLocked lists the blocks of [from, to) that are not charged.
-func (f *FS) growthLocked(w *writing, from, to uint64) ([]quota.Range, error) {
-	return f.unmappedLocked(w.n, w.fd, from, to)
 }
 
 // withoutLoose returns ranges without what calls without an end have reserved already.

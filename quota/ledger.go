@@ -189,6 +189,10 @@ func (l *Ledger) Settle(reserved Usage, change Delta) {
 	}
 }
 
+// Find charges bytes that were written without asking, or may have been. Unlike
+// Settle it counts no overrun: what is in use is not known yet.
+func (l *Ledger) Find(bytes uint64) { l.bytes.settle(0, clamp(bytes)) }
+
 // settle changes used before room: used is then never above what is claimed,
 // so a limit set in between is never below what is used.
 func (a *account) settle(reserved uint64, change int64) (overrun, underrun bool) {

@@ -133,6 +133,9 @@ type pace struct {
 	since time.Time
 }
 
+// Pacer returns what a thread of another kind that wakes the mount's callers calls for each.
+func (c *Conn) Pacer() func() { return (&pace{waker: c.waker}).count }
+
 func (p *pace) count() {
 	if p.waker == nil {
 		return

@@ -2,7 +2,10 @@ package gate
 
 import (
 	"bytes"
+	"errors"
+	"os"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,7 +30,9 @@ const (
 // Call is what a thread does.
 type Call struct {
 	Access Access
-	fd     int
+	// Len is how many bytes it is about to write, 0 when that is not known.
+	Len uint64
+	fd  int
 }
 
 // Numbers of this architecture. A process of another one (i386 on x86-64) has
@@ -51,22 +56,81 @@ func access(nr int, args []uint64) Access {
 	return Unknown
 }
 
-// CallOf tells what a held thread does. It reads /proc, so it costs some
-// microseconds.
-func CallOf(tid int) Call {
+// Callers finds out what held threads do. It keeps what it has opened of theirs in
+// /proc, which costs most: such a descriptor is of that thread alone, whoever
+// gets its number later.
+type Callers struct {
+	mu    sync.Mutex
+	known map[int]*os.File // /proc/<tid>/syscall; nil for a worker of the kernel
+}
+
+const (
+	// maxCallers bounds the descriptors.
+	maxCallers = 256
+	// maxLooks bounds how often a thread is looked at that does not sleep yet.
+	maxLooks = 1000
+)
+
+// Of tells what a held thread does.
+func (c *Callers) Of(tid int) Call {
 	if tid <= 0 {
 		return Call{}
 	}
-	nr, args, ok := systemCall(tid)
-	if !ok || len(args) == 0 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f, ok := c.known[tid]
+	nr, args, err := -1, []uint64(nil), error(unix.ESRCH)
+	if ok {
+		nr, args, err = systemCall(f)
+	}
+	if errors.Is(err, unix.ESRCH) { // it is not that thread any more
+		f = c.openLocked(tid)
+		nr, args, err = systemCall(f)
+	}
+	// Its event is there before it sleeps.
+	for range maxLooks {
+		if !errors.Is(err, unix.EAGAIN) {
+			break
+		}
+		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+		nr, args, err = systemCall(f)
+	}
+	if err != nil || nr < 0 {
 		return Call{}
 	}
-	c := Call{Access: access(nr, args), fd: int(int32(args[0]))}
-	if c.Access != Unknown && isWorker(tid) {
-		// It shows the system call in which its maker was when it was made.
-		return Call{}
+	call := Call{Access: access(nr, args), fd: int(int32(args[0]))}
+	if nr == unix.SYS_WRITE || nr == unix.SYS_PWRITE64 {
+		call.Len = args[2]
 	}
-	return c
+	return call
+}
+
+func (c *Callers) openLocked(tid int) *os.File {
+	if len(c.known) >= maxCallers || c.known == nil {
+		c.closeLocked()
+	} else if f := c.known[tid]; f != nil {
+		f.Close()
+	}
+	var f *os.File
+	if !isWorker(tid) { // one shows the system call in which its maker was when it was made
+		f, _ = os.Open("/proc/" + strconv.Itoa(tid) + "/syscall")
+	}
+	c.known[tid] = f
+	return f
+}
+
+// Close closes what is kept.
+func (c *Callers) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closeLocked()
+}
+
+func (c *Callers) closeLocked() {
+	for _, f := range c.known {
+		f.Close()
+	}
+	c.known = make(map[int]*os.File)
 }
 
 // Appending tells whether the descriptor by which a held thread writes is
@@ -83,35 +147,64 @@ func (c Call) Appending(tid int) bool {
 	return err != nil || n&unix.O_APPEND != 0
 }
 
-func (c Call) stillIn(tid int) bool {
-	nr, args, ok := systemCall(tid)
-	return ok && len(args) > 0 && int(int32(args[0])) == c.fd && access(nr, args) == c.Access
+// Over tells whether a call of the thread has ended for sure: the thread is gone,
+// or sleeps in another one. One that runs may be about to do what it was allowed.
+func (c *Callers) Over(tid int, call Call) bool {
+	if call.Access == Unknown {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f, ok := c.known[tid]
+	if !ok {
+		f = c.openLocked(tid)
+	}
+	nr, args, err := systemCall(f)
+	switch {
+	case err == nil:
+		return nr < 0 || access(nr, args) != call.Access || int(int32(args[0])) != call.fd
+	case f == nil:
+		return !isThread(tid)
+	}
+	return errors.Is(err, unix.ESRCH)
 }
 
-// Over tells whether the call of the thread has ended for sure.
-func (c Call) Over(tid int) bool { return c.Access != Unknown && !c.stillIn(tid) }
+func isThread(tid int) bool {
+	_, err := os.Lstat("/proc/" + strconv.Itoa(tid))
+	return err == nil
+}
 
 // systemCall reads /proc/<tid>/syscall (proc(5)): the number and six arguments of
-// the system call that the thread is blocked in.
-func systemCall(tid int) (nr int, args []uint64, ok bool) {
-	var buf [256]byte
-	fields := bytes.Fields(readProc(tid, "syscall", buf[:]))
-	if len(fields) < 7 {
-		return 0, nil, false
+// the system call in which the thread sleeps, -1 when it sleeps in none. EAGAIN
+// when it runs, ESRCH when it is gone.
+func systemCall(f *os.File) (nr int, args []uint64, err error) {
+	if f == nil {
+		return 0, nil, unix.EINVAL
 	}
-	nr, err := strconv.Atoi(string(fields[0]))
-	if err != nil || nr < 0 {
-		return 0, nil, false
+	var buf [256]byte
+	n, err := unix.Pread(int(f.Fd()), buf[:], 0)
+	if err != nil {
+		return 0, nil, err
+	}
+	fields := bytes.Fields(buf[:n])
+	if len(fields) == 0 || string(fields[0]) == "running" {
+		return 0, nil, unix.EAGAIN
+	}
+	if nr, err = strconv.Atoi(string(fields[0])); err != nil || nr < 0 {
+		return nr, nil, err
+	}
+	if len(fields) < 7 {
+		return 0, nil, unix.EINVAL
 	}
 	args = make([]uint64, 0, 6)
 	for _, f := range fields[1:7] {
 		n, err := strconv.ParseUint(string(bytes.TrimPrefix(f, []byte("0x"))), 16, 64)
 		if err != nil {
-			return 0, nil, false
+			return 0, nil, err
 		}
 		args = append(args, n)
 	}
-	return nr, args, true
+	return nr, args, nil
 }
 
 // isWorker tells whether a thread is the kernel's own, for io_uring: PF_IO_WORKER

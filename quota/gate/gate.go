@@ -47,6 +47,7 @@ func Deny(errno unix.Errno) Verdict {
 // Gate is a fanotify group. Its marks end with it.
 type Gate struct {
 	decide func(*Event) Verdict
+	pace   func()
 	log    *zap.Logger
 	pid    int
 	stop   int // eventfd
@@ -64,13 +65,13 @@ var ErrClosed = errors.New("gate is closed")
 // Open makes a group and starts a thread that has decide answer its events, one
 // at a time. decide must not wait for anything that waits for the held thread; what
 // it cannot answer at once it answers by Answer, Later. When it panics, the event
-// is denied with EIO. Needs CAP_SYS_ADMIN and a file limit of Deny's events at once.
-func Open(decide func(*Event) Verdict, log *zap.Logger) (*Gate, error) {
-	return open(decide, log, os.Getpid())
+// is denied with EIO. pace is called once for each. Needs CAP_SYS_ADMIN and a file limit of Deny's events at once.
+func Open(decide func(*Event) Verdict, pace func(), log *zap.Logger) (*Gate, error) {
+	return open(decide, pace, log, os.Getpid())
 }
 
 // open takes the events of threads of the process pid for our own.
-func open(decide func(*Event) Verdict, log *zap.Logger, pid int) (*Gate, error) {
+func open(decide func(*Event) Verdict, pace func(), log *zap.Logger, pid int) (*Gate, error) {
 	const class = unix.FAN_CLASS_PRE_CONTENT | unix.FAN_UNLIMITED_QUEUE | unix.FAN_UNLIMITED_MARKS
 	group, err := unix.FanotifyInit(class|unix.FAN_REPORT_TID|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK,
 		unix.O_RDONLY|unix.O_LARGEFILE|unix.O_CLOEXEC|unix.O_NOATIME)
@@ -82,7 +83,7 @@ func open(decide func(*Event) Verdict, log *zap.Logger, pid int) (*Gate, error) 
 		unix.Close(group)
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	g := &Gate{decide: decide, log: log, pid: pid, group: group, stop: stop, ended: make(chan struct{})}
+	g := &Gate{decide: decide, pace: pace, log: log, pid: pid, group: group, stop: stop, ended: make(chan struct{})}
 	go g.run()
 	return g, nil
 }
@@ -242,6 +243,7 @@ func (g *Gate) dispatch(buf []byte) {
 		}
 		g.held.Add(1)
 		g.total.Add(1)
+		g.pace()
 		if v := g.judge(ev); v != Later {
 			g.Answer(ev, v)
 		}

@@ -3,6 +3,7 @@ package gate
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -34,7 +35,7 @@ func held(t *testing.T, foreign bool, decide func(*Event) Verdict) (g *Gate, sil
 	if foreign {
 		pid = -1
 	}
-	g, err := open(decide, zap.NewNop(), pid)
+	g, err := open(decide, func() {}, zap.NewNop(), pid)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,13 +115,15 @@ func TestLaterAndClose(t *testing.T) {
 
 // CallOf tells what a held thread does.
 func TestCallOf(t *testing.T) {
+	var callers Callers
+	t.Cleanup(callers.Close)
 	var call atomic.Value
 	var tid atomic.Int64
 	_, _, path := held(t, true, func(ev *Event) Verdict {
-		c := CallOf(ev.TID)
+		c := callers.Of(ev.TID)
 		call.Store(c)
 		tid.Store(int64(ev.TID))
-		if c.Over(ev.TID) {
+		if callers.Over(ev.TID, c) {
 			return Deny(unix.EIO)
 		}
 		return Allow
@@ -150,21 +153,43 @@ func TestCallOf(t *testing.T) {
 		if got.Access != c.want {
 			t.Errorf("%s: access %d, want %d", name, got.Access, c.want)
 		}
+		if wants := map[string]uint64{"write": 1, "append": 1}[name]; got.Len != wants {
+			t.Errorf("%s: %d bytes, want %d", name, got.Len, wants)
+		}
 		if got.Access == Writes {
 			if a := got.Appending(int(tid.Load())); a != (name == "append") {
 				t.Errorf("%s: O_APPEND %v", name, a)
 			}
-			if !got.Over(int(tid.Load())) {
-				t.Errorf("%s: not over", name)
-			}
 		}
 	}
-	if CallOf(0).Access != Unknown || CallOf(1<<30).Access != Unknown {
+	// Over: not while it runs, but once it sleeps elsewhere or is gone.
+	running, stop := spin()
+	if callers.Over(running, Call{Access: Writes}) {
+		t.Error("a thread that runs has ended its call")
+	}
+	stop()
+	if !callers.Over(1<<30, Call{Access: Writes}) {
+		t.Error("a thread that is gone has not ended its call")
+	}
+	if callers.Of(0).Access != Unknown || callers.Of(1<<30).Access != Unknown {
 		t.Error("a thread that is not there does something")
 	}
 	if isWorker(os.Getpid()) {
 		t.Error("this process is taken for a worker of the kernel")
 	}
+}
+
+// spin returns a thread that runs until stop.
+func spin() (tid int, stop func()) {
+	var stopped atomic.Bool
+	started := make(chan int)
+	go func() {
+		runtime.LockOSThread()
+		started <- unix.Gettid()
+		for !stopped.Load() {
+		}
+	}()
+	return <-started, func() { stopped.Store(true) }
 }
 
 func TestBrake(t *testing.T) {

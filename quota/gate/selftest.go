@@ -22,7 +22,7 @@ func SelfTest(dir int) error {
 	defer unix.Close(silent)
 	t := &trial{verdict: Allow}
 	// The trial's own writes are what is to be held.
-	t.gate, err = open(t.decide, zap.NewNop(), -1)
+	t.gate, err = open(t.decide, func() {}, zap.NewNop(), -1)
 	if err != nil {
 		return err
 	}

@@ -34,6 +34,7 @@ type Pool struct {
 	ID      string
 
 	MountArgs []string // further arguments of `croft mount`
+	Tier      string   // what EachPool has mounted it with
 
 	mu       sync.Mutex
 	daemon   *Daemon
@@ -48,20 +49,26 @@ type Daemon struct {
 	log    string
 }
 
+// Tiers are those that `croft mount --tier` knows; the last is the best, and the default.
+var Tiers = []string{"daemon", "read", "hold", "gate"}
+
 // EachPool runs a test in a mounted pool on each backing filesystem, in the tier
-// that is the best there, and on ext4 once more with every read and write coming to the daemon.
+// that is the best there and in the one that holds all writes, and on ext4 in the others as well.
 func EachPool(t *testing.T, test func(t *testing.T, p *Pool)) {
 	t.Helper()
 	EachFS(t, func(t *testing.T, fstype string) {
-		p := NewPool(t, fstype)
-		p.Mount()
-		test(t, p)
-	})
-	t.Run("ext4, tier daemon", func(t *testing.T) {
-		p := NewPool(t, "ext4")
-		p.MountArgs = []string{"--tier", "daemon"}
-		p.Mount()
-		test(t, p)
+		for _, tier := range Tiers {
+			if fstype != "ext4" && (tier == "daemon" || tier == "read") {
+				continue
+			}
+			t.Run(tier, func(t *testing.T) {
+				p := NewPool(t, fstype)
+				p.Tier = tier
+				p.MountArgs = []string{"--tier", tier}
+				p.Mount()
+				test(t, p)
+			})
+		}
 	})
 }
 

@@ -15,14 +15,11 @@ import (
 	"github.com/croftfs/croft/test/kit"
 )
 
-// tiers are those that `croft mount --tier` knows.
-var tiers = []string{"daemon", "read"}
-
 // eachTier is each in every tier: how an open file is treated depends on it.
 func eachTier(t *testing.T, test func(t *testing.T, p *kit.Pool, dir string)) {
 	t.Helper()
 	kit.EachFS(t, func(t *testing.T, fstype string) {
-		for _, tier := range tiers {
+		for _, tier := range kit.Tiers {
 			t.Run(tier, func(t *testing.T) {
 				p := kit.NewPool(t, fstype)
 				p.MountArgs = []string{"--tier", tier}

@@ -14,9 +14,6 @@ import (
 	"github.com/croftfs/croft/test/kit"
 )
 
-// tiers are those that `croft mount --tier` knows.
-var tiers = []string{"daemon", "read"}
-
 // TestMixedPassed is TestMixed among those who open the same files for reading
 // only, for writing only and for both, map them, keep the mappings after the close, and
 // store by them: what is passed through is what the daemon does not see.
@@ -122,7 +119,7 @@ func (k *keeper) store(mem []byte) error {
 // and however it was removed, and that a check and a repair know it.
 func TestRemovedButMapped(t *testing.T) {
 	kit.EachFS(t, func(t *testing.T, fstype string) {
-		for _, tier := range tiers {
+		for _, tier := range kit.Tiers {
 			t.Run(tier, func(t *testing.T) {
 				p := kit.NewPool(t, fstype)
 				p.MountArgs = []string{"--tier", tier}
@@ -156,9 +153,11 @@ func TestRemovedButMapped(t *testing.T) {
 				if n, err := os.Create(filepath.Join(dir, "more")); err != nil {
 					t.Error(err)
 				} else {
-					if got, err := n.Write(make([]byte, 3*kit.Mi)); got != 2*kit.Mi {
+					if got, err := n.Write(make([]byte, 2*kit.Mi)); got != 2*kit.Mi {
 						t.Errorf("wrote %d beside what is mapped: %v", got, err)
 					}
+					_, err := n.Write([]byte("x"))
+					kit.IsErr(t, "write beyond the limit", err, unix.ENOSPC)
 					n.Close()
 				}
 				if r := p.Resize("v", 5*kit.Mi); r.Code == 0 {
