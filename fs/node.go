@@ -78,6 +78,8 @@ const (
 	shared
 	// stores tells that writing.stores is set.
 	stores
+	// nocaps tells that the inode has no security.capability.
+	nocaps
 )
 
 func (n *node) has(mark uint32) bool { return n.marks.Load()&mark != 0 }

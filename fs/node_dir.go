@@ -138,6 +138,7 @@ func (f *FS) adopt(d *dirFD, name string, fd int, reserved quota.Usage, done fun
 	n := f.nodes.lookup(v, key, st.Mode, func(n *node) {
 		n.charged, n.charge, n.size = true, charge, uint64(st.Size)
 		n.dense, n.io = n.isRegular(), ioNone
+		n.set(nocaps, true)
 	})
 	v.ledger.Settle(reserved, quota.Delta{Bytes: int64(charge), Inodes: 1})
 	done(n, &st, fd)

@@ -212,7 +212,7 @@ func (f *FS) readWrittenLocked(w *writing) error {
 // readChargeLocked reads the charge. Of a file that was dense only what came after.
 func (f *FS) readChargeLocked(w *writing, st *unix.Stat_t) error {
 	n := w.n
-	if n.charged && n.dense && n.prealloc == 0 && uint64(st.Size) >= n.size && !f.small(uint64(st.Size)) {
+	if n.charged && n.dense && n.prealloc == 0 && uint64(st.Size) >= n.size {
 		gaps, err := f.rule.Unmapped(w.fd, f.roundDown(n.size), uint64(st.Size))
 		if err != nil {
 			return err

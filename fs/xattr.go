@@ -35,6 +35,9 @@ func (f *FS) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string, dest []
 	if strings.HasPrefix(attr, ownPrefix) {
 		return 0, fuse.ENOATTR
 	}
+	if attr == capsLabel && n.has(nocaps) {
+		return 0, fuse.ENOATTR
+	}
 	var size int
 	err = f.withFD(n, func(fd int) (err error) {
 		size, err = unix.Getxattr(procPath(fd), attr, dest)
@@ -48,6 +51,10 @@ func (f *FS) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string, dest []
 	}
 	return uint32(size), fuse.OK
 }
+
+// capsLabel is asked for before the first write after attributes came, of each inode
+// (file_remove_privs_flags in fs/inode.c; fuse_change_attributes_common).
+const capsLabel = "security.capability"
 
 // selinuxLabel is asked of every file by ls -l, until it is told that there is no
 // such thing here. Where SELinux is in force the kernel answers it by itself.
@@ -172,6 +179,9 @@ func (f *FS) changeXattr(id uint64, attr string, do func(fd int) error) fuse.Sta
 	}
 	if strings.HasPrefix(attr, ownPrefix) {
 		return fuse.EPERM
+	}
+	if attr == capsLabel {
+		n.set(nocaps, false)
 	}
 	if err := n.vol.begin(); err != nil {
 		return toStatus(err)

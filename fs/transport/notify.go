@@ -118,16 +118,22 @@ type backingMap struct {
 // may be closed. The id lasts until CloseBacking or the end of the connection.
 // It fails with EPERM without passthrough or CAP_SYS_ADMIN, with EOPNOTSUPP for
 // a file that is not regular, with ELOOP for one on too deep a stack of filesystems.
+//
+// What the kernel does for whoever writes, it does with the credentials that this
+// thread has now (fuse_backing_open): without CAP_FSETID, for the write itself is
+// to clear the set-id bits, and nobody else is asked to.
 func (c *Conn) OpenBacking(fd int) (id int32, err error) {
 	m := backingMap{fd: int32(fd)}
 	err = c.withFD(func(dev int) error {
-		r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(dev), iocBackingOpen, uintptr(unsafe.Pointer(&m)))
-		runtime.KeepAlive(&m)
-		if errno != 0 {
-			return errno
-		}
-		id = int32(r)
-		return nil
+		return withoutFSETID(func() error {
+			r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(dev), iocBackingOpen, uintptr(unsafe.Pointer(&m)))
+			runtime.KeepAlive(&m)
+			if errno != 0 {
+				return errno
+			}
+			id = int32(r)
+			return nil
+		})
 	})
 	if err != nil {
 		return 0, fmt.Errorf("open backing: %w", err)
@@ -150,4 +156,28 @@ func (c *Conn) CloseBacking(id int32) error {
 		return fmt.Errorf("close backing %d: %w", id, err)
 	}
 	return nil
+}
+
+// withoutFSETID calls fn on a thread that lacks CAP_FSETID meanwhile.
+func withoutFSETID(fn func() error) (err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets, without [2]unix.CapUserData // capabilities 0 to 31, and the rest
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return fmt.Errorf("capget: %w", err)
+	}
+	without = sets
+	if without[0].Effective &^= 1 << unix.CAP_FSETID; without == sets {
+		return fn()
+	}
+	if err := unix.Capset(&header, &without[0]); err != nil {
+		return fmt.Errorf("capset: %w", err)
+	}
+	defer func() {
+		if serr := unix.Capset(&header, &sets[0]); serr != nil {
+			err = errors.Join(err, fmt.Errorf("capset: %w", serr))
+		}
+	}()
+	return fn()
 }

@@ -22,7 +22,7 @@ func race(args []string) error {
 		return err
 	}
 	defer unix.Close(root)
-	r := &racers{root: root}
+	r := &racers{root: root, untilGone: untilGone}
 	for _, name := range []string{"dir", "away"} {
 		if err := r.populate(name, name == "away", args[1]); err != nil {
 			return fmt.Errorf("populate: %w", err)
@@ -56,6 +56,8 @@ type racers struct {
 	root int
 	stop atomic.Bool
 	gone atomic.Bool
+	// untilGone tells that the volume is to be deleted; then a passed write fails with EIO.
+	untilGone bool
 
 	mu     sync.Mutex
 	faults []error
@@ -88,7 +90,7 @@ func (r *racers) fault(err error) {
 func (r *racers) note(err error) {
 	switch {
 	case err == nil:
-	case errors.Is(err, unix.ESTALE):
+	case errors.Is(err, unix.ESTALE), r.untilGone && errors.Is(err, unix.EIO):
 		r.gone.Store(true)
 		r.stop.Store(true)
 	case ignore(err, unix.ENOENT, unix.EEXIST, unix.ELOOP, unix.ENOTDIR, unix.ENOTEMPTY, unix.EISDIR, unix.ENOSPC) != nil:

@@ -1,0 +1,3 @@
+package gate_test
+
+func splicer([]string) int { return 0 }
