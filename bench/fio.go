@@ -16,9 +16,12 @@ type fioJob struct {
 	direct bool
 }
 
+// sizes are fio's --bs as the report shows them.
+var sizes = map[string]string{"4k": "4 KiB", "64k": "64 KiB", "1M": "1 MiB"}
+
 var fioJobs = []fioJob{
-	{rw: "read", bs: "1M"}, {rw: "randread", bs: "1M"}, {rw: "write", bs: "1M"}, {rw: "randwrite", bs: "1M"},
-	{rw: "read", bs: "4k"}, {rw: "randread", bs: "4k"}, {rw: "write", bs: "4k"}, {rw: "randwrite", bs: "4k"},
+	{rw: "read", bs: "1M"}, {rw: "read", bs: "4k"}, {rw: "randread", bs: "4k"},
+	{rw: "write", bs: "1M"}, {rw: "write", bs: "64k"}, {rw: "write", bs: "4k"}, {rw: "randwrite", bs: "4k"},
 	{rw: "randwrite", bs: "4k", fsync: true},
 	{rw: "read", bs: "1M", direct: true}, {rw: "write", bs: "1M", direct: true},
 	{rw: "randread", bs: "4k", direct: true}, {rw: "randwrite", bs: "4k", direct: true},
@@ -26,12 +29,14 @@ var fioJobs = []fioJob{
 
 func (j fioJob) reads() bool { return strings.HasSuffix(j.rw, "read") }
 
+func (j fioJob) bandwidth() bool { return j.bs != "4k" }
+
 func (j fioJob) metric() metric {
 	m := metric{name: "fio-" + j.rw + "-" + strings.ToLower(j.bs)}
-	size, order, what := "4 KiB", "sequential", "write"
+	order, what := "sequential", "overwrite"
 	m.unit, m.note = "IOPS", "page cache"
-	if j.bs == "1M" {
-		size, m.unit = "1 MiB", "MiB/s"
+	if j.bandwidth() {
+		m.unit = "MiB/s"
 	}
 	if strings.HasPrefix(j.rw, "rand") {
 		order = "random"
@@ -39,12 +44,12 @@ func (j fioJob) metric() metric {
 	if j.reads() {
 		what, m.note = "read", "page cache, warm"
 	}
-	m.title = size + " " + order + " " + what
+	m.title = sizes[j.bs] + " " + order + " " + what
 	switch {
 	case j.fsync:
 		m.name, m.title, m.note = m.name+"-fsync", m.title+" + fsync", "to the disk, each"
 	case j.direct:
-		m.name, m.title, m.note = m.name+"-direct", m.title+", O_DIRECT", "native goes around the page cache; what Croft's daemon reads and writes does not"
+		m.name, m.title, m.note = m.name+"-direct", m.title+", O_DIRECT", "around the page cache, but what Croft's daemon reads and writes"
 	}
 	return m
 }
@@ -93,12 +98,27 @@ func fioBatches(b *bench) []batch {
 				if err != nil {
 					return nil, err
 				}
-				value, err := parseFio([]byte(out), j.bs == "1M")
+				value, err := parseFio([]byte(out), j.bandwidth())
 				return map[string]float64{m.name: value}, err
 			},
 		})
 	}
-	return list
+	return append(list, b.appends())
+}
+
+// appends writes a new file by O_APPEND, which allocates as it goes.
+func (b *bench) appends() batch {
+	m := metric{name: "append-4k", title: "4 KiB append to a new file, O_APPEND", unit: "IOPS", note: "page cache"}
+	return batch{
+		group:   "fio",
+		metrics: []metric{m},
+		prepare: func(context.Context, *system) error { return nil },
+		run: func(ctx context.Context, s *system, _ int) (map[string]float64, error) {
+			var r loopResult
+			err := b.loop(ctx, s, loop{op: "append", path: filepath.Join(s.dir, "appended"), size: b.opts.scaled(256, 8) << 20}, &r)
+			return map[string]float64{m.name: r.rate()}, err
+		},
+	}
 }
 
 // parseFio takes the figure of the only job from fio's JSON: MiB/s or IOPS. What comes

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -25,13 +26,15 @@ type loop struct {
 	files   int
 	dirs    int
 	clients int
+	pid     int           // of the daemon
 	atLeast time.Duration // repeat, if the operation can be, until it took that long
 }
 
 // loopResult is what the child prints.
 type loopResult struct {
-	Operations int     `json:"operations"`
-	Seconds    float64 `json:"seconds"`
+	Operations int                `json:"operations"`
+	Seconds    float64            `json:"seconds"`
+	Values     map[string]float64 `json:"values,omitempty"` // of operations that measure more
 }
 
 func (r loopResult) rate() float64 { return float64(r.Operations) / r.Seconds }
@@ -44,7 +47,7 @@ func (b *bench) loop(ctx context.Context, s *system, l loop, result *loopResult)
 	}
 	out, err := b.run.output(ctx, self, "loop", l.op, l.path,
 		fmt.Sprint("--size=", l.size), fmt.Sprint("--files=", l.files), fmt.Sprint("--dirs=", l.dirs),
-		fmt.Sprint("--clients=", max(1, l.clients)), fmt.Sprint("--at-least=", l.atLeast))
+		fmt.Sprint("--clients=", max(1, l.clients)), fmt.Sprint("--pid=", l.pid), fmt.Sprint("--at-least=", l.atLeast))
 	if err != nil || result == nil {
 		return err
 	}
@@ -72,6 +75,7 @@ func loopCommand() *cobra.Command {
 	f.IntVar(&l.files, "files", 0, "")
 	f.IntVar(&l.dirs, "dirs", 1, "")
 	f.IntVar(&l.clients, "clients", 1, "")
+	f.IntVar(&l.pid, "pid", 0, "")
 	f.DurationVar(&l.atLeast, "at-least", 0, "")
 	return cmd
 }
@@ -82,8 +86,16 @@ func (l loop) do() (loopResult, error) {
 		return loopResult{}, l.fill()
 	case "warm":
 		return loopResult{}, l.warm()
+	case "append":
+		return l.append()
 	case "mkdirs":
 		return loopResult{}, l.mkdirs()
+	case "gated":
+		return l.gated()
+	case "fillup":
+		return l.fillup()
+	case "hold":
+		return l.hold()
 	}
 	if err := os.Chdir(l.path); err != nil { // so that paths are short ones
 		return loopResult{}, err
@@ -263,6 +275,24 @@ func (l loop) fill() error {
 		}
 	}
 	return f.Sync()
+}
+
+// append appends to a new file until it has its size, and removes it.
+func (l loop) append() (r loopResult, err error) {
+	fd, err := unix.Open(l.path, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_APPEND|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return r, err
+	}
+	page, start := make([]byte, 4096), time.Now()
+	for range l.size / len(page) {
+		if _, err := unix.Write(fd, page); err != nil {
+			unix.Close(fd)
+			return r, err
+		}
+		r.Operations++
+	}
+	r.Seconds = time.Since(start).Seconds()
+	return r, errors.Join(unix.Close(fd), os.Remove(l.path))
 }
 
 // warm reads the file twice: what is read the first time may only be on its way into the

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"testing"
 	"time"
 )
@@ -31,6 +32,25 @@ func TestLoop(t *testing.T) {
 		if r.Operations < step.least || step.atLeast == 0 && r.Operations != step.least {
 			t.Errorf("%s: %d operations, want %d", step.op, r.Operations, step.least)
 		}
+	}
+}
+
+func TestLoopsOfTheGate(t *testing.T) {
+	l := loop{op: "gated", path: t.TempDir(), size: openedSize + 1<<20, atLeast: time.Millisecond}
+	r, err := l.do()
+	if err != nil || r.Values["gated-overwrite"] <= 0 || r.Values["gated-read"] <= 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	l.op, l.size, l.files, l.pid = "hold", 1<<20, 10, os.Getpid()
+	if r, err = l.do(); err != nil || r.Operations != 10 || r.Values["cpu"] < 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if left, err := os.ReadDir(l.path); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	l.op, l.path, l.size = "append", l.path+"/new", 1<<20
+	if r, err = l.do(); err != nil || r.Operations != 256 {
+		t.Errorf("%+v, %v", r, err)
 	}
 }
 

@@ -116,7 +116,7 @@ func (b *bench) setUp(ctx context.Context) (err error) {
 }
 
 func (b *bench) measureAll(ctx context.Context) error {
-	for _, kind := range []func(*bench) []batch{fioBatches, metadataBatches, jobBatches} {
+	for _, kind := range []func(*bench) []batch{fioBatches, metadataBatches, jobBatches, gateBatches} {
 		for _, t := range kind(b) {
 			workloads, err := b.measureBatch(ctx, t)
 			if err != nil {
@@ -124,6 +124,9 @@ func (b *bench) measureAll(ctx context.Context) error {
 			}
 			b.result.Workloads = append(b.result.Workloads, workloads...)
 		}
+	}
+	if err := b.measureGate(ctx); err != nil {
+		return err
 	}
 	return b.measureMemory(ctx)
 }
@@ -207,6 +210,9 @@ func (b *bench) rounds(ctx context.Context, t batch, workloads []Workload, round
 	requests := map[string][]float64{} // by system
 	for round := range rounds {
 		for _, s := range rotated(b.systems, round) {
+			if s.once && round > 0 {
+				continue
+			}
 			var values map[string]float64
 			before := s.requestsSoFar(ctx)
 			err := b.attempt(ctx, s, func(ctx context.Context) (err error) {

@@ -46,7 +46,7 @@ func (o *options) register(f *pflag.FlagSet) {
 	f.StringVar(&o.loopback, "loopback", "bin/loopback", "go-fuse's example program")
 	f.DurationVar(&o.fioTime, "fio-time", 1200*time.Millisecond, "how long one fio run lasts")
 	f.Float64Var(&o.maxSpread, "max-spread", 0.25, "a workload is noisy if native's (max-min)/median is above this")
-	f.DurationVar(&o.againTime, "again-time", 3*time.Minute, "how long noisy workloads may be measured again, altogether")
+	f.DurationVar(&o.againTime, "again-time", 2*time.Minute, "how long noisy workloads may be measured again, altogether")
 	f.BoolVar(&o.directIO, "loop-direct-io", false, "the loop device goes around the page cache of the disk below it")
 }
 

@@ -23,7 +23,7 @@ import (
 var reportText string
 
 var reportTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
-	"figure": figure, "percent": percent, "mib": mib, "ratio": ratioText, "class": class, "cell": func(w Workload, s string) Cell { return w.cell(s) },
+	"figure": figure, "percent": percent, "mib": mib, "ratio": ratioText, "spread": spreadText, "class": class, "cell": func(w Workload, s string) Cell { return w.cell(s) },
 }).Parse(reportText))
 
 // groups are the tables and charts, in the order of the report.
@@ -31,6 +31,7 @@ var groups = []struct{ Name, Title string }{
 	{"fio", "Data: fio"},
 	{"metadata", "Metadata: 10,000 files in 100 directories"},
 	{"jobs", "Whole jobs"},
+	{"gate", "A volume with little room"},
 }
 
 // colours are told apart also by who does not see colours well (Okabe and Ito).
@@ -234,9 +235,19 @@ func (r *Result) table() string {
 					b.WriteString(" failed |")
 					continue
 				}
-				fmt.Fprintf(&b, " %s ±%s |", ratioText(c.Ratio), percent(c.Spread))
+				fmt.Fprintf(&b, " %s |", strings.TrimSpace(ratioText(c.Ratio)+" "+spreadText(c)))
 			}
 			b.WriteByte('\n')
+		}
+	}
+	if len(r.Gate) > 0 {
+		b.WriteString("\n### The gate\n\n| | |\n|---|---:|\n")
+		for _, f := range r.Gate {
+			if f.Error != "" {
+				fmt.Fprintf(&b, "| %s | failed |\n", f.Title)
+				continue
+			}
+			fmt.Fprintf(&b, "| %s | %s %s |\n", f.Title, figure(f.Value), f.Unit)
 		}
 	}
 	if len(r.Memory) > 0 {
@@ -276,6 +287,14 @@ func ratioText(v float64) string {
 }
 
 func percent(v float64) string { return fmt.Sprintf("%.0f%%", 100*v) }
+
+// spreadText is empty where there is one sample.
+func spreadText(c Cell) string {
+	if len(c.Samples) < 2 {
+		return ""
+	}
+	return "±" + percent(c.Spread)
+}
 
 func mib(v int64) string { return fmt.Sprintf("%.1f", float64(v)/(1<<20)) }
 

@@ -29,6 +29,7 @@ func sampleResult() *Result {
 				{System: "bindfs", Samples: []float64{0.5, 0.5, 0.5}},
 			}},
 		},
+		Gate:   []Figure{{Title: "gated", Value: 12.5, Unit: "ms"}},
 		Memory: []Memory{{System: "croft-read", Situation: knownInodes, Volumes: 1, Inodes: 1000, RSS: 64 << 20, PerInode: 512}},
 	}
 	for i := range r.Workloads {
@@ -42,8 +43,9 @@ func TestTable(t *testing.T) {
 	for _, want := range []string{
 		"This run is: noisy",
 		"| | native | croft-read | bindfs |",
-		"| 4 KiB read **noisy** | 1,000,000 IOPS ±40% | 0.95 ±0% | failed |",
+		"| 4 KiB read **noisy** | 1,000,000 IOPS ±40% | 0.95 | failed |",
 		"| unpack | 1.000 s ±0% | 0.050 ±0% | 2.00 ±0% |",
+		"| gated | 12.5 ms |",
 		"| croft-read: 100,000 known inodes | 64.0 | 0.0 | 512 |",
 	} {
 		if !strings.Contains(table, want) {
@@ -61,7 +63,7 @@ func TestWrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"This is not a result", "<svg", "</svg>", "Croft &lt;read&gt;", "4 KiB read (noisy)", "0.95", "How to read it"} {
+	for _, want := range []string{"This is not a result", "<svg", "</svg>", "Croft &lt;read&gt;", "4 KiB read (noisy)", "0.95", "<td>12.5 ms</td>", "How to read it"} {
 		if !strings.Contains(string(html), want) {
 			t.Errorf("no %q in the report", want)
 		}

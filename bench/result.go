@@ -34,6 +34,7 @@ type Result struct {
 	Settings  Settings   `json:"settings"`
 	Systems   []Shown    `json:"systems"`
 	Workloads []Workload `json:"workloads"`
+	Gate      []Figure   `json:"gate,omitempty"`
 	Memory    []Memory   `json:"memory"`
 }
 
@@ -101,6 +102,14 @@ type Memory struct {
 	Error        string  `json:"error,omitempty"`
 }
 
+// Figure is something that is no comparison.
+type Figure struct {
+	Title string  `json:"title"`
+	Value float64 `json:"value"`
+	Unit  string  `json:"unit"`
+	Error string  `json:"error,omitempty"`
+}
+
 // cell is the system's, or an empty one.
 func (w *Workload) cell(system string) Cell {
 	for _, c := range w.Cells {
@@ -119,6 +128,11 @@ func (r *Result) failures() int {
 			if c.Error != "" {
 				n++
 			}
+		}
+	}
+	for _, f := range r.Gate {
+		if f.Error != "" {
+			n++
 		}
 	}
 	for _, m := range r.Memory {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # demo.sh shows what a volume is: its limit, df inside, its neighbour, a resize while
-# it is written to, and fio beside the native directory. `make demo` builds what it
+# it is written to, the gate, and fio beside the native directory. `make demo` builds what it
 # needs first. Everything happens in a temporary directory, which is gone afterwards.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -61,8 +61,9 @@ run "export CROFT_POOL=$dir/disk/croft"
 
 say "Two volumes with limits, and one mount that has them both."
 run "croft volume create --size 64Mi small"
-run "croft volume create --size 4Gi web-0"
+run "croft volume create --size 8Gi web-0"
 run "croft mount --daemon mnt"
+run "croft doctor | sed '/^$/,\$d'   # the tier, and why not a better one"
 run "croft volume list"
 run "df -h --output=file,size,used,avail,pcent disk mnt/small mnt/web-0"
 run "df --output=file,itotal,iused,iavail,ipcent mnt/small mnt/web-0"
@@ -86,7 +87,19 @@ run "exec 9>&-"
 run "df -h --output=file,size,used,avail,pcent mnt/small"
 run "ls -l disk/croft/volumes/small   # plain files, under their own names"
 
-say "fio in the volume, and beside it in a native directory of the same filesystem."
+say "In the tier gate the kernel reads and writes by itself. Where room is short, calls are held."
+run "croft volume create --size 1Gi mid"
+metrics="croft metrics | grep -E '^croft_(tier|held_calls_total|gated.*\"mid\")'"
+run "exec 9>mnt/mid/fill"
+run "head -c 800M /dev/zero >&9"
+run "$metrics"
+run "head -c 200M /dev/zero >&9"
+refused "head -c 100M /dev/zero >&9"
+run "$metrics"
+run "df -h --output=file,size,used,avail,pcent mnt/mid"
+run "exec 9>&- && croft volume delete mid"
+
+say "fio in a volume with room, and beside it in a native directory of the same filesystem."
 run "mkdir disk/native"
 fio_options="--ioengine=psync --invalidate=0 --fallocate=none --overwrite=1 --time_based --runtime=5"
 # fio_run NAME OPTIONS leaves its terse result for both places in $dir.
@@ -103,13 +116,14 @@ fio_run() {
 	done
 }
 fio_run random-write "--rw=randwrite --bs=4k --size=256m"
+fio_run small-write "--rw=write --bs=4k --size=256m"
 fio_run seq-write "--rw=write --bs=1m --size=512m"
 fio_run seq-read "--rw=read --bs=1m --size=512m"
 
 # Terse version 3: a job's name is field 3, read bandwidth (KiB/s) and IOPS are 7
 # and 8, write 48 and 49.
 printf '\n%-28s %12s %12s %8s\n' "" native croft ratio
-for job in "random-write 49 4 KiB random write, IOPS" "seq-write 48 1 MiB write, MiB/s" "seq-read 7 1 MiB read, MiB/s"; do
+for job in "random-write 49 4 KiB random write, IOPS" "small-write 49 4 KiB write, IOPS" "seq-write 48 1 MiB write, MiB/s" "seq-read 7 1 MiB read, MiB/s"; do
 	read -r name field title <<<"$job"
 	awk -F ';' -v field="$field" -v title="$title" '
 		$1 == 3 { value[FILENAME ~ /native$/ ? "native" : "croft"] = $field / (field == 49 ? 1 : 1024) }

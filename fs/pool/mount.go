@@ -32,6 +32,8 @@ type MountOptions struct {
 type mount struct {
 	mu     sync.Mutex // guards what follows
 	conn   *transport.Conn
+	tier   fs.Tier
+	whyNot error         // there is no better tier
 	served chan struct{} // closed when the mount has ended
 	err    error         // set before served is closed
 }
@@ -102,7 +104,7 @@ func (p *Pool) Mount(o MountOptions) error {
 	if err := p.fs.Attach(conn, tier); err != nil {
 		return errors.Join(err, conn.Unmount(true), conn.Serve())
 	}
-	p.mount.conn, p.mount.served = conn, make(chan struct{})
+	p.mount.conn, p.mount.tier, p.mount.whyNot, p.mount.served = conn, tier, whyNot, make(chan struct{})
 	go func() {
 		err := conn.Serve()
 		p.mount.mu.Lock()

@@ -251,7 +251,11 @@ func (p *Pool) release() error {
 
 // Info describes the pool.
 func (p *Pool) Info() Info {
-	return Info{ID: p.id, Dir: p.dir, Mountpoint: p.mount.point(), Filesystem: p.fstype, PID: os.Getpid()}
+	i := Info{ID: p.id, Dir: p.dir, Mountpoint: p.mount.point(), Filesystem: p.fstype, PID: os.Getpid()}
+	if i.Mountpoint != "" {
+		i.Tier, i.WhyNotBetter = p.mount.describeTier()
+	}
+	return i
 }
 
 // find returns an existing volume.
@@ -296,6 +300,7 @@ func (p *Pool) describe(v *volume) Volume {
 		Created: created,
 		Open:    p.fs.OpenFiles(v.name),
 	}
+	d.Gated, d.Gatings = p.fs.Gated(v.name)
 	switch {
 	case v.missing:
 		d.State = StateMissing

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -111,6 +112,27 @@ func TestInitOnUnsuitableFilesystem(t *testing.T) {
 	wantErr(t, err, pool.ErrUnsuitable, "ext4, xfs or btrfs")
 	if entries, _ := os.ReadDir(dir); len(entries) > 0 {
 		t.Errorf("the refused directory holds %v", entries)
+	}
+}
+
+// TestProbeHoldsWrites wants the doctor to say what Mount chooses.
+func TestProbeHoldsWrites(t *testing.T) {
+	dir := newPool(t)
+	_, features, err := pool.Probe(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(features, func(f pool.Feature) bool { return f.Name == pool.HoldingWrites })
+	if i < 0 {
+		t.Fatalf("%+v", features)
+	}
+	p := open(t, dir)
+	if err := p.Mount(pool.MountOptions{Mountpoint: t.TempDir()}); err != nil {
+		t.Fatal(err)
+	}
+	info := p.Info()
+	if f := features[i]; info.Tier == "" || info.Tier != "daemon" && f.OK != (info.Tier == "gate") || f.OK != (f.Detail == "") {
+		t.Errorf("%+v, and tier %s: %s", f, info.Tier, info.WhyNotBetter)
 	}
 }
 

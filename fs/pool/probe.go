@@ -25,6 +25,9 @@ const (
 	Optional = "optional" // something is slower or missing without it
 )
 
+// HoldingWrites is the Feature that fs.TierGate needs besides FUSE passthrough.
+const HoldingWrites = "holding writes (fanotify pre-content)"
+
 // filesystems are those on which the charge rule was proved (docs/decisions.md).
 var filesystems = map[int64]string{
 	unix.EXT4_SUPER_MAGIC:  "ext4",
@@ -105,7 +108,7 @@ func Probe(dir string) (fstype string, features []Feature, err error) {
 	add("trusted extended attributes", Required, p.trustedXattr())
 	add("renameat2 flags", Required, p.renameFlags())
 	add("reflinks (FICLONE)", Optional, p.reflink())
-	add("fanotify pre-content events", Optional, p.preContent())
+	add(HoldingWrites, Optional, holdsWrites(int(p.dir.Fd())))
 	return fstype, features, nil
 }
 
@@ -204,22 +207,4 @@ func (p *probe) reflink() error {
 	}
 	defer unix.Close(fd)
 	return unix.IoctlFileClone(fd, int(p.file.Fd()))
-}
-
-// FAN_CLASS_PRE_CONTENT and FAN_PRE_ACCESS of include/uapi/linux/fanotify.h (Linux 6.14).
-const (
-	fanClassPreContent = 0x8
-	fanPreAccess       = 0x00100000
-)
-
-func (p *probe) preContent() error {
-	group, err := unix.FanotifyInit(fanClassPreContent|unix.FAN_CLOEXEC, unix.O_RDONLY|unix.O_LARGEFILE)
-	if err != nil {
-		return fmt.Errorf("fanotify_init: %w", err)
-	}
-	defer unix.Close(group)
-	if err := unix.FanotifyMark(group, unix.FAN_MARK_ADD, fanPreAccess, int(p.file.Fd()), ""); err != nil {
-		return fmt.Errorf("fanotify_mark FAN_PRE_ACCESS: %w", err)
-	}
-	return nil
 }

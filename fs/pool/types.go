@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/croftfs/croft/fs"
 	"github.com/croftfs/croft/meta"
 	"github.com/croftfs/croft/quota"
 )
@@ -95,7 +96,14 @@ type Volume struct {
 	Created time.Time   `json:"created"`
 	// Open counts open files and directories; 0 when the pool is not mounted.
 	Open int `json:"open"`
+	// Gated tells that it has so little room that every system call on its written
+	// files is held (fs.TierGate), Gatings how often that has begun since it is served.
+	Gated   bool   `json:"gated"`
+	Gatings uint64 `json:"gatings"`
 }
+
+// GateStats is what the gate of a pool's mount does.
+type GateStats = fs.GateStats
 
 // CreateOptions describe a new volume.
 type CreateOptions struct {
@@ -166,4 +174,8 @@ type Info struct {
 	Mountpoint string `json:"mountpoint,omitempty"` // empty when it is not mounted
 	Filesystem string `json:"filesystem"`           // of the backing directory: "ext4", …
 	PID        int    `json:"pid"`                  // of the process that has the pool open
+	Tier       string `json:"tier,omitempty"`       // fs.Tier of the mount
+	// WhyNotBetter tells what stands against a better tier; empty when nothing does, or when it
+	// was asked for.
+	WhyNotBetter string `json:"why_not_better,omitempty"`
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/croftfs/croft/fs"
 	"github.com/croftfs/croft/fs/pool"
 	"github.com/croftfs/croft/fs/pool/control"
 	"github.com/croftfs/croft/quota"
@@ -56,6 +57,8 @@ func (f *fakePool) Requests() map[string]uint64 {
 	defer f.mu.Unlock()
 	return f.counts
 }
+
+func (f *fakePool) Gate() pool.GateStats { return pool.GateStats{Held: 1, HeldTotal: 2} }
 
 func (f *fakePool) setRequests(counts map[string]uint64) {
 	f.mu.Lock()
@@ -441,11 +444,18 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
-func TestWhyNot(t *testing.T) {
-	all := strings.Join(whyNot(true, true), "\n")
-	none := strings.Join(whyNot(false, false), "\n")
-	if strings.Contains(all, "not found") || strings.Count(none, "not found") != 2 {
-		t.Errorf("%s\n\n%s", all, none)
+func TestBestTier(t *testing.T) {
+	held := errors.New("not held")
+	for _, test := range []struct {
+		passthrough bool
+		holds       error
+		tier        fs.Tier
+		reasons     int
+	}{{true, nil, fs.TierGate, 0}, {true, held, fs.TierRead, 1}, {false, nil, fs.TierDaemon, 1}, {false, held, fs.TierDaemon, 2}} {
+		tier, reasons := bestTier(test.passthrough, test.holds)
+		if tier != test.tier || len(reasons) != test.reasons {
+			t.Errorf("%+v: %s, %q", test, tier, reasons)
+		}
 	}
 }
 

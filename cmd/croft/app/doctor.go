@@ -105,39 +105,44 @@ func (a *App) diagnose(ctx context.Context, dir string) diagnosis {
 	if d.add("FUSE mount", pool.Required, err, "") {
 		passthrough = d.checkFuse(bits)
 	}
-	gate := d.add("fanotify pre-content (kernel)", pool.Optional, preContent(), "")
-	if dir != "" {
+	var holds error // why writes cannot be held in dir
+	if dir == "" {
+		holds = errors.New("whether writes can be held depends on the pool: name it with --pool, or a directory")
+	} else {
 		var features []pool.Feature
 		d.FS, features, err = pool.Probe(dir)
 		d.Checks = append(d.Checks, features...)
 		if err != nil {
-			gate = false
 			d.add("filesystem of "+dir, pool.Required, err, "")
 		}
-		for _, f := range features {
-			if f.Need == pool.Optional && !f.OK && strings.Contains(f.Name, "pre-content") {
-				gate = false
-			}
-		}
+		holds = whyNotHeld(features, err)
 	}
-	if passthrough {
-		d.Tier = fs.TierRead
-	}
-	d.WhyNot = whyNot(passthrough, gate)
+	d.Tier, d.WhyNot = bestTier(passthrough, holds)
 	return d
 }
 
-// whyNot says what stands against a tier in which more stays in the kernel.
-func whyNot(passthrough, gate bool) []string {
-	var reasons []string
+// whyNotHeld returns why writes cannot be held, by what Probe says.
+func whyNotHeld(features []pool.Feature, err error) error {
+	for _, f := range features {
+		if f.Name == pool.HoldingWrites && f.OK {
+			return nil
+		} else if f.Name == pool.HoldingWrites {
+			return errors.New(f.Detail)
+		}
+	}
+	return err
+}
+
+// bestTier returns the best tier, and what stands against a better one.
+func bestTier(passthrough bool, holds error) (tier fs.Tier, whyNot []string) {
+	tier, whyNot = fs.TierGate, []string{}
+	if holds != nil {
+		tier, whyNot = fs.TierRead, append(whyNot, holds.Error())
+	}
 	if !passthrough {
-		reasons = append(reasons, "not found, and needed for reads: FUSE passthrough (Linux 6.9, CONFIG_FUSE_PASSTHROUGH)")
+		tier, whyNot = fs.TierDaemon, append([]string{pool.ErrNoPassthrough.Error()}, whyNot...)
 	}
-	reasons = append(reasons, "this version of croft serves writes through the daemon")
-	if gate {
-		return append(reasons, "the host would be ready for exact limits without that")
-	}
-	return append(reasons, "not found, and needed for exact limits without that: fanotify pre-content events (Linux 6.14, and a filesystem that has them)")
+	return tier, whyNot
 }
 
 func kernelRelease() string {
@@ -154,7 +159,7 @@ var privileges = []struct {
 	name string
 	why  string
 }{
-	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "mounting, trusted extended attributes"},
+	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "mounting, trusted extended attributes, holding writes"},
 	{unix.CAP_DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH", "opening files by handle"},
 	{unix.CAP_DAC_OVERRIDE, "CAP_DAC_OVERRIDE", "serving every user's files"},
 	{unix.CAP_CHOWN, "CAP_CHOWN", "owners of files"},
@@ -200,7 +205,7 @@ var fuseFeatures = []struct {
 	name string
 	lack string // what it means to be without
 }{
-	{37, "PASSTHROUGH", "reads and writes can never stay in the kernel (Linux 6.9)"},
+	{37, "PASSTHROUGH", "all reads and writes go through the daemon (Linux 6.9)"},
 	{28, "HANDLE_KILLPRIV_V2", "one more request for each write"},
 	{18, "PARALLEL_DIROPS", "one lookup at a time in a directory"},
 	{13, "READDIRPLUS", "one more request for each listed file"},
@@ -268,23 +273,6 @@ func negotiated(ctx context.Context) (bits uint64, err error) {
 	case <-ctx.Done():
 		return 0, fmt.Errorf("the test mount did not end: %w", ctx.Err())
 	}
-}
-
-// preContent tells whether the kernel has fanotify groups of FAN_CLASS_PRE_CONTENT,
-// include/uapi/linux/fanotify.h, with FAN_PRE_ACCESS events; a filesystem must have them, too.
-func preContent() error {
-	const class, preAccess = 0x8, 0x100000
-	group, err := unix.FanotifyInit(class|unix.FAN_CLOEXEC, unix.O_RDONLY|unix.O_LARGEFILE)
-	if err != nil {
-		return fmt.Errorf("fanotify_init: %w", err)
-	}
-	defer unix.Close(group)
-	// To remove a mark that is not there is ENOENT where the event is known, EINVAL where it is not.
-	err = unix.FanotifyMark(group, unix.FAN_MARK_REMOVE, preAccess, unix.AT_FDCWD, "/proc/self/exe")
-	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("FAN_PRE_ACCESS (Linux 6.14): %w", err)
-	}
-	return nil
 }
 
 func (a *App) writeDiagnosis(format string, d diagnosis) error {

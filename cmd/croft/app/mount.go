@@ -47,7 +47,7 @@ func (a *App) mountCommand() *cobra.Command {
 		logFormat: newChoice(logConsole, logJSON),
 		logLevel:  newChoice("info", "debug", "warn", "error"),
 		wakeups:   newChoice(string(transport.WakeupsAuto), string(transport.WakeupsFast), string(transport.WakeupsPlain)),
-		tier:      newChoice(tierAuto, string(croftfs.TierDaemon), string(croftfs.TierRead), string(croftfs.TierGate)),
+		tier:      newChoice(tierAuto, string(croftfs.TierDaemon), string(croftfs.TierRead), string(croftfs.TierHold), string(croftfs.TierGate)),
 	}
 	cmd := &cobra.Command{
 		Use:   "mount --pool DIR... MOUNTPOINT...",
@@ -73,7 +73,7 @@ func (a *App) mountCommand() *cobra.Command {
 	}
 	o.logFormat.flag(cmd, "log-format", "", "form of the log")
 	o.logLevel.flag(cmd, "log-level", "", "least level of what is logged")
-	o.tier.flag(cmd, "tier", "", "what stays in the kernel: nothing (daemon), or reads of files opened for\nreading only (read); auto is the most that works here")
+	o.tier.flag(cmd, "tier", "", "what the kernel reads and writes by itself: nothing (daemon); files opened for\nreading only (read); files opened for writing as well (gate), whose system calls\nare held while their volume has less than 64 MiB of room; the same, but always\nheld (hold), for tests. auto is gate, read or daemon, the first that works here")
 	o.wakeups.flag(cmd, "wakeups", "", "fast: while requests come fast, idle processors poll instead of sleeping;\nplain: they do not; auto is fast where sleeping costs most, in a virtual machine")
 	complete(cmd, "idle-after", cobra.NoFileCompletions)
 	complete(cmd, "pool", a.completePools)

@@ -55,6 +55,12 @@ func (c *Client) Requests(ctx context.Context) (map[string]uint64, error) {
 	return counts, c.call(ctx, http.MethodGet, "/v1/requests", nil, &counts)
 }
 
+// Metrics returns what the daemon tells Prometheus, in its text form.
+func (c *Client) Metrics(ctx context.Context) (string, error) {
+	var text string
+	return text, c.call(ctx, http.MethodGet, metricsPath, nil, &text)
+}
+
 // Volumes lists the volumes by name.
 func (c *Client) Volumes(ctx context.Context) ([]pool.Volume, error) {
 	var volumes []pool.Volume
@@ -125,7 +131,13 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	if out == nil {
 		return nil
 	}
-	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+	if text, ok := out.(*string); ok {
+		body, readErr := io.ReadAll(resp.Body)
+		*text, err = string(body), readErr
+	} else {
+		err = json.NewDecoder(resp.Body).Decode(out)
+	}
+	if err != nil {
 		return fmt.Errorf("the daemon's answer on %s: %w", c.path, err)
 	}
 	return nil

@@ -50,6 +50,7 @@ func (f *fakePool) Info() pool.Info { return pool.Info{ID: testID, Dir: "/srv/cr
 func (f *fakePool) Requests() map[string]uint64 {
 	return map[string]uint64{"LOOKUP": 1<<63 + 1, "INIT": 1}
 }
+func (f *fakePool) Gate() pool.GateStats { return pool.GateStats{Held: 3, HeldTotal: 4} }
 func (f *fakePool) Create(_ context.Context, name string, o pool.CreateOptions) (pool.Volume, error) {
 	return volume, f.note(name, o)
 }

@@ -11,6 +11,7 @@
 //	PATCH  /v1/volumes/{name}  pool.ResizeOptions → pool.Volume
 //	DELETE /v1/volumes/{name}  pool.DeleteOptions
 //	POST   /v1/check           pool.CheckOptions → pool.CheckResult
+//	GET    /metrics            in the text form of Prometheus
 //
 // Errors cross as {"code", "message"}. The client's error has the message as its
 // text and is, for errors.Is, the sentinel that the pool's error was: see codes.

@@ -27,6 +27,7 @@ const (
 type Pool interface {
 	Info() pool.Info
 	Requests() map[string]uint64
+	Gate() pool.GateStats
 	Create(ctx context.Context, name string, o pool.CreateOptions) (pool.Volume, error)
 	Resize(ctx context.Context, name string, o pool.ResizeOptions) (pool.Volume, error)
 	Delete(ctx context.Context, name string, o pool.DeleteOptions) error
@@ -161,6 +162,7 @@ func (s *Server) handler() http.Handler {
 	route("POST /v1/check", withBody(func(r *http.Request, o pool.CheckOptions) (any, error) {
 		return s.pool.Check(r.Context(), o)
 	}))
+	mux.Handle("GET "+metricsPath, s.metrics())
 	route("/", func(r *http.Request) (any, error) {
 		return nil, fmt.Errorf("%w: %s %s is unknown to this daemon", ErrRequest, r.Method, r.URL.EscapedPath())
 	})

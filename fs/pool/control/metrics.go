@@ -1,0 +1,85 @@
+package control
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/croftfs/croft/fs/pool"
+)
+
+// metricsPath is where Prometheus looks for metrics.
+const metricsPath = "/metrics"
+
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("croft_"+name, help, append([]string{"pool"}, labels...), nil)
+}
+
+var (
+	tierDesc       = describe("tier", "1 for the tier of the pool's mount.", "tier", "why_not_better")
+	requestsDesc   = describe("requests_total", "FUSE requests since the pool was mounted.", "opcode")
+	heldDesc       = describe("held_calls", "System calls that are held at this moment.")
+	heldTotalDesc  = describe("held_calls_total", "System calls that were held since the pool was mounted.")
+	gatedDesc      = describe("gated", "1 while the volume has so little room that all system calls on its written files are held.", "volume")
+	gatingsDesc    = describe("gatings_total", "How often the volume has become gated since it is served.", "volume")
+	limitDesc      = describe("volume_limit_bytes", "The volume's limit.", "volume")
+	usedDesc       = describe("volume_used_bytes", "What is in use of the volume's limit.", "volume")
+	limitInodeDesc = describe("volume_limit_inodes", "The volume's limit.", "volume")
+	usedInodeDesc  = describe("volume_used_inodes", "What is in use of the volume's limit.", "volume")
+	openDesc       = describe("volume_open_files", "Open files and directories of the volume.", "volume")
+)
+
+// collector reads the pool when it is asked.
+type collector struct{ pool Pool }
+
+// Describe is part of prometheus.Collector.
+func (c collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		tierDesc, requestsDesc, heldDesc, heldTotalDesc, gatedDesc, gatingsDesc,
+		limitDesc, usedDesc, limitInodeDesc, usedInodeDesc, openDesc,
+	} {
+		ch <- d
+	}
+}
+
+// Collect is part of prometheus.Collector.
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	info := c.pool.Info()
+	send := func(d *prometheus.Desc, kind prometheus.ValueType, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, kind, value, append([]string{info.Dir}, labels...)...)
+	}
+	if info.Tier != "" {
+		send(tierDesc, prometheus.GaugeValue, 1, info.Tier, info.WhyNotBetter)
+	}
+	for opcode, n := range c.pool.Requests() {
+		send(requestsDesc, prometheus.CounterValue, float64(n), opcode)
+	}
+	gate := c.pool.Gate()
+	send(heldDesc, prometheus.GaugeValue, float64(gate.Held))
+	send(heldTotalDesc, prometheus.CounterValue, float64(gate.HeldTotal))
+	volumes, err := c.pool.Volumes(context.Background())
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(usedDesc, err)
+	}
+	for _, v := range volumes {
+		send(gatedDesc, prometheus.GaugeValue, map[bool]float64{true: 1}[v.Gated], v.Name)
+		send(gatingsDesc, prometheus.CounterValue, float64(v.Gatings), v.Name)
+		send(limitDesc, prometheus.GaugeValue, float64(v.Limit.Bytes), v.Name)
+		send(limitInodeDesc, prometheus.GaugeValue, float64(v.Limit.Inodes), v.Name)
+		send(openDesc, prometheus.GaugeValue, float64(v.Open), v.Name)
+		if v.State != pool.StateMissing {
+			send(usedDesc, prometheus.GaugeValue, float64(v.Used.Bytes), v.Name)
+			send(usedInodeDesc, prometheus.GaugeValue, float64(v.Used.Inodes), v.Name)
+		}
+	}
+}
+
+// metrics answers in the text form of Prometheus: of the pool, and of the process.
+func (s *Server) metrics() http.Handler {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collector{s.pool}, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{})
+}
