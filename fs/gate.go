@@ -37,6 +37,10 @@ const (
 	probeBelow = gateBelow + 1<<31
 	calmCall   = 1 << 20
 
+	// A volume that is frozen is looked at each settlePause until nothing moves, maxSettle times.
+	settlePause = 2 * time.Millisecond
+	maxSettle   = 100
+
 	// brakeBelow is the room below which an inode is braked that grows without asking.
 	brakeBelow = 8 << 20
 )
@@ -321,7 +325,18 @@ func (f *FS) freeze(v *volume) error {
 	ws.frozen = true
 	f.holdAllLocked(ws)
 	ws.mu.Unlock()
-	return f.readAll(v)
+	// A call that was let go before may not have begun yet: until nothing moves.
+	for range maxSettle {
+		before := v.ledger.Used()
+		if err := f.readAll(v); err != nil {
+			return err
+		}
+		if ws.count.Load() == 0 || v.ledger.Used() == before {
+			break
+		}
+		time.Sleep(settlePause)
+	}
+	return nil
 }
 
 func (f *FS) thaw(v *volume) {
@@ -391,9 +406,8 @@ func (f *FS) Writers(id string) int {
 }
 
 // squeeze gets room in a full volume by finding out what was permitted and not
-// used. It returns whether it was worth a second try. but is locked already.
-func (f *FS) squeeze(v *volume, but *writing) bool {
-	before := v.ledger.Free().Bytes
+// used. but is locked already.
+func (f *FS) squeeze(v *volume, but *writing) {
 	for _, w := range v.writers.list(nil) {
 		if w == but || !w.n.mu.TryLock() {
 			continue
@@ -407,7 +421,6 @@ func (f *FS) squeeze(v *volume, but *writing) bool {
 		}
 		w.n.mu.Unlock()
 	}
-	return v.ledger.Free().Bytes > before
 }
 
 // over tells whether the call has ended for sure.

@@ -34,6 +34,9 @@ type writing struct {
 	opens uint32
 	// stores tells that one of them could be mapped, for stores.
 	stores bool
+	// appends tells that calls which cannot be told from others may append: a handle is
+	// O_APPEND, or the inode has grown without asking.
+	appends bool
 	// exact tells that since events are raised node.charge was read.
 	exact bool
 	// size and blocks (of 512 bytes) are what stat said when node.charge was read last.
@@ -58,7 +61,7 @@ type permit struct {
 	// ranges are the blocks, whole ones; extra is what else the call could cost, in bytes.
 	ranges []quota.Range
 	extra  uint64
-	// gap tells that it begins beyond the end of the file.
+	// gap tells that it may begin beyond the end of the file.
 	gap bool
 }
 
@@ -94,6 +97,7 @@ func (f *FS) startWritingLocked(h *file) error {
 	}
 	h.writes = true
 	w.opens++
+	w.appends = w.appends || h.flags&unix.O_APPEND != 0
 	if h.flags&unix.O_ACCMODE == unix.O_RDWR && !w.stores {
 		w.stores = true
 		n.set(stores, true)
@@ -153,7 +157,7 @@ func (f *FS) dropWritingLocked(w *writing) {
 func (f *FS) dropPermitsLocked(w *writing, match func(*permit) bool) {
 	kept := w.permits[:0]
 	for _, p := range w.permits {
-		if match(p) {
+		if match(p) || p.reserved() == 0 {
 			w.n.vol.ledger.Settle(quota.Usage{Bytes: p.reserved()}, quota.Delta{})
 		} else {
 			kept = append(kept, p)
@@ -330,7 +334,6 @@ func (f *FS) estimateLocked(w *writing, st *unix.Stat_t) uint64 {
 	case f.isBtrfs:
 		// Likewise, so only what comes in addition counts.
 		blocks = data + uint64(max(0, st.Blocks-w.blocks))*512
-		w.blocks = st.Blocks
 	}
 	if !n.dense {
 		size = max(size, f.roundUp(n.prealloc))
@@ -353,15 +356,37 @@ func (f *FS) sampleLocked(w *writing) (grown uint64) {
 	known := n.charge + w.reserved()
 	estimate := f.estimateLocked(w, &st)
 	if estimate <= known {
+		if f.isBtrfs && !w.exact {
+			w.blocks = st.Blocks
+		}
 		return 0
 	}
 	grown = estimate - known
+	if f.isBtrfs && w.exact && grown < btrfsNoise {
+		return 0 // it counts blocks that are being replaced twice
+	}
+	w.blocks = st.Blocks
 	n.charge += grown
 	n.vol.ledger.Find(grown)
+	w.appends = w.appends || w.held.Load() && w.exact
 	w.growHeldLocked(int64(grown))
 	w.exact = false
 	return grown
 }
+
+// putsOffLocked tells whether what calls without an end have used is found out when
+// room is wanted only: to look is to wait for them, on btrfs.
+func (f *FS) putsOffLocked(w *writing, call gate.Call) bool {
+	loose := w.looseLocked()
+	return f.isBtrfs && call.Access == gate.Unknown && loose != nil && len(loose.ranges) <= maxLoose
+}
+
+// maxLoose is how many ranges calls without an end may have before it is looked what
+// they have used.
+const maxLoose = 256
+
+// btrfsNoise is what btrfs's count of blocks moves by without a file's growing.
+const btrfsNoise = 1 << 20
 
 // judgeLocked answers a held call.
 func (f *FS) judgeLocked(w *writing, ev *gate.Event) gate.Verdict {
@@ -445,7 +470,7 @@ func (f *FS) permitLocked(w *writing, ev *gate.Event) (gate.Verdict, error) {
 	over := func(p *permit) bool {
 		return p.tid > 0 && (p.tid == ev.TID || call.Access != gate.Unknown)
 	}
-	if len(w.permits) > 0 {
+	if len(w.permits) > 0 && !f.putsOffLocked(w, call) {
 		if err := f.foldLocked(w, over); err != nil {
 			return 0, err
 		}
@@ -461,7 +486,10 @@ func (f *FS) permitLocked(w *writing, ev *gate.Event) (gate.Verdict, error) {
 	switch call.Access {
 	case gate.Unknown:
 		p.tid = 0
-		p.ranges = w.withoutLoose(union(inPlace, appended))
+		p.ranges = union(inPlace, appended)
+		if loose := w.looseLocked(); loose != nil {
+			p.ranges = subtract(p.ranges, loose.ranges)
+		}
 	case gate.Appends:
 		p.ranges = appended
 	default:
@@ -474,8 +502,18 @@ func (f *FS) permitLocked(w *writing, ev *gate.Event) (gate.Verdict, error) {
 		}
 		err = f.grantLocked(w, p, ev)
 	}
-	if errors.Is(err, quota.ErrNoSpace) && f.squeeze(n.vol, w) {
-		err = f.grantLocked(w, p, ev)
+	if errors.Is(err, quota.ErrNoSpace) {
+		before := n.vol.ledger.Free()
+		if err := f.foldLocked(w, over); err != nil {
+			return 0, err
+		}
+		f.squeeze(n.vol, w)
+		if n.vol.ledger.Free() != before {
+			err = f.grantLocked(w, p, ev)
+		}
+	}
+	if errors.Is(err, quota.ErrNoSpace) && call.Access == gate.Unknown && len(inPlace) == 0 && !w.appends {
+		return gate.Allow, nil // a read, or a write in place, unless it appends: then it is caught at that
 	}
 	return gate.Allow, err
 }
@@ -486,7 +524,8 @@ func (f *FS) grantLocked(w *writing, p *permit, ev *gate.Event) error {
 	if len(p.ranges) == 0 {
 		return nil
 	}
-	p.gap = p.ranges[0].From > f.chargedEndLocked(n)
+	from := f.roundDown(ev.Off)
+	p.gap = p.call.Access != gate.Appends && from > f.chargedEndLocked(n)
 	p.extra = 0
 	if !n.dense || p.gap {
 		if f.small(n.size) {
@@ -503,25 +542,31 @@ func (f *FS) grantLocked(w *writing, p *permit, ev *gate.Event) error {
 		p.extra += tail
 	}
 	if p.gap {
-		if err := f.dropSpeculationLocked(n, w.fd, p.ranges[0].From); err != nil {
+		if err := f.dropSpeculationLocked(n, w.fd, from); err != nil {
 			return fmt.Errorf("blocks beyond the end: %w", err)
 		}
 	}
 	if err := f.reserve(n.vol, quota.Usage{Bytes: p.reserved()}); err != nil {
 		return err
 	}
+	if loose := w.looseLocked(); p.tid == 0 && loose != nil {
+		loose.ranges = union(loose.ranges, p.ranges)
+		loose.extra += p.extra
+		loose.gap = loose.gap || p.gap
+		return nil
+	}
 	w.permits = append(w.permits, p)
 	return nil
 }
 
-// withoutLoose returns ranges without what calls without an end have reserved already.
-func (w *writing) withoutLoose(ranges []quota.Range) []quota.Range {
+// looseLocked returns the permit of the calls without an end.
+func (w *writing) looseLocked() *permit {
 	for _, p := range w.permits {
 		if p.tid == 0 {
-			ranges = subtract(ranges, p.ranges)
+			return p
 		}
 	}
-	return ranges
+	return nil
 }
 
 // union merges two ascending lists of ranges.

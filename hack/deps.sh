@@ -20,6 +20,7 @@ test mkfs.xfs    xfsprogs
 test prove       perl
 test shellcheck  shellcheck
 test sqlite3     sqlite3
+test stress-ng   stress-ng
 bench bindfs      bindfs
 bench fio         fio
 bench fusermount3 fuse3

@@ -1,3 +1,154 @@
 package gate_test
 
-func splicer([]string) int { return 0 }
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/test/kit"
+)
+
+func immutable(t *testing.T, path string) bool {
+	t.Helper()
+	f, err := os.Open(path)
+	kit.OK(t, err)
+	defer f.Close()
+	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	kit.OK(t, err)
+	return flags&0x10 != 0 // FS_IMMUTABLE_FL
+}
+
+// noneImmutable looks at every file of the pool.
+func noneImmutable(t *testing.T, p *kit.Pool) {
+	t.Helper()
+	kit.OK(t, filepath.WalkDir(p.Dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() && immutable(t, path) {
+			t.Errorf("%s is immutable", path)
+		}
+		return err
+	}))
+}
+
+// The ways in which a file grows without an event, each until an error, stop, or most bytes.
+var silent = map[string]func(t *testing.T, f *os.File, stop time.Time, most int64) error{
+	"sendfile": func(t *testing.T, f *os.File, stop time.Time, most int64) error {
+		source := open(t, os.O_RDWR|os.O_CREATE, kit.TempDir(t), "source")
+		kit.OK(t, source.Truncate(kit.Mi))
+		for n := int64(0); n < most && time.Now().Before(stop); {
+			off := int64(0)
+			m, err := unix.Sendfile(int(f.Fd()), int(source.Fd()), &off, kit.Mi)
+			if err != nil {
+				return err
+			}
+			n += int64(m)
+		}
+		return nil
+	},
+	"splice": func(t *testing.T, f *os.File, stop time.Time, most int64) error {
+		r, w, err := os.Pipe()
+		kit.OK(t, err)
+		defer r.Close()
+		defer w.Close()
+		buf := make([]byte, 64*kit.Ki)
+		for n := int64(0); n < most && time.Now().Before(stop); {
+			_, err := unix.Write(int(w.Fd()), buf)
+			kit.OK(t, err)
+			m, err := unix.Splice(int(r.Fd()), nil, int(f.Fd()), nil, len(buf), 0)
+			if err != nil {
+				return err
+			}
+			n += m
+		}
+		return nil
+	},
+	"store": func(t *testing.T, f *os.File, stop time.Time, most int64) error {
+		mem, err := unix.Mmap(int(f.Fd()), 0, int(most), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		kit.OK(t, err)
+		defer func() { _ = unix.Munmap(mem) }()
+		zero := open(t, os.O_RDONLY, "/dev/zero")
+		for n := 0; n < len(mem) && time.Now().Before(stop); n += 64 * kit.Ki {
+			// The kernel stores: a refusal is EFAULT, not SIGBUS.
+			if m, err := unix.Read(int(zero.Fd()), mem[n:n+64*kit.Ki]); err != nil {
+				return err
+			} else if m < 64*kit.Ki {
+				return unix.EFAULT
+			}
+		}
+		return nil
+	},
+}
+
+// TestSilent measures how far a full volume grows by what raises no events.
+func TestSilent(t *testing.T) {
+	const limit, most = 256 * kit.Mi, kit.Gi
+	kit.EachFS(t, func(t *testing.T, fstype string) {
+		for name, grow := range silent {
+			t.Run(name, func(t *testing.T) {
+				p := mount(t, fstype, 3*kit.Gi)
+				dir := p.Create("v", limit)
+				path := dir + "/f"
+				f := open(t, os.O_CREATE|os.O_RDWR, path)
+				if name == "store" {
+					kit.OK(t, f.Truncate(most))
+				}
+				fillUp(t, dir, "rest")
+				err := grow(t, f, time.Now().Add(time.Second), most)
+				over := int64(onDisk(t, p, "v")) - limit
+				t.Logf("%d KiB above the limit, %v", over>>10, err)
+				if fstype == "ext4" {
+					if err == nil {
+						t.Error("it was not stopped")
+					}
+					if over > 64*kit.Mi {
+						t.Errorf("%d bytes above the limit", over)
+					}
+					braked := func(name string) bool { return immutable(t, p.Tree("v", name)) }
+					kit.Poll(t, "the brake", func() bool { return braked("f") })
+					// Room for what follows, and not enough for the brake to be let go.
+					kit.OK(t, os.Truncate(dir+"/rest", limit-100*kit.Mi))
+					if !braked("f") {
+						t.Error("let go without much room")
+					}
+					for _, err := range []error{
+						os.Chmod(path, 0o600), unix.Setxattr(path, "user.x", []byte("y"), 0), os.Link(path, path+"2"),
+						os.Rename(path, dir+"/g"), os.Rename(dir+"/g", path), os.Remove(path + "2"), os.Chtimes(path, time.Now(), time.Now()),
+						os.Truncate(path, 10*kit.Mi), os.WriteFile(path+"3", nil, 0o600), os.Rename(path+"3", path),
+					} {
+						if err != nil {
+							t.Errorf("of a braked file: %v", err)
+						}
+					}
+				}
+				f.Close()
+				removeAll(t, dir)
+				p.Idle()
+				p.Check()
+				noneImmutable(t, p)
+			})
+		}
+	})
+}
+
+// TestBrakeKilled holds that a crash leaves nothing braked.
+func TestBrakeKilled(t *testing.T) {
+	const limit = 256 * kit.Mi
+	p := mount(t, "ext4", 3*kit.Gi)
+	dir := p.Create("v", limit)
+	f := open(t, os.O_CREATE|os.O_RDWR, dir, "f")
+	fillUp(t, dir, "rest")
+	if err := silent["splice"](t, f, time.Now().Add(kit.Backstop), kit.Gi); err == nil {
+		t.Error("it was not stopped")
+	}
+	kit.Poll(t, "the brake", func() bool { return immutable(t, p.Tree("v", "f")) })
+	p.Daemon().Kill()
+	f.Close()
+	p.Mount()
+	noneImmutable(t, p)
+	removeAll(t, dir)
+	p.Stop()
+	noneImmutable(t, p)
+}
