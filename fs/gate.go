@@ -41,8 +41,11 @@ const (
 	settlePause = 2 * time.Millisecond
 	maxSettle   = 100
 
-	// brakeBelow is the room below which an inode is braked that grows without asking.
+	// brakeBelow is the room below which an inode is braked that grows without asking;
+	// it is let go from twice that on.
 	brakeBelow = 8 << 20
+	// maxFaults is how many signals a process may survive.
+	maxFaults = 50
 )
 
 // gating is the gate of a pool; it is nil in the other tiers.
@@ -78,6 +81,9 @@ type writers struct {
 	// room is what the sampler has seen last.
 	room atomic.Uint64
 
+	// faulting is set while processes are sent SIGBUS; faults, how many each was sent, is its own.
+	faulting atomic.Bool
+	faults   map[int]int
 	// tending is set while a goroutine is about what the sampler has found.
 	tending atomic.Bool
 
@@ -85,7 +91,7 @@ type writers struct {
 }
 
 func (ws *writers) init() {
-	ws.all = make(map[*writing]struct{})
+	ws.all, ws.faults = make(map[*writing]struct{}), make(map[int]int)
 	ws.below, ws.probed = gateBelow, 2*probeBelow
 }
 
@@ -271,7 +277,7 @@ func (f *FS) freeLocked(w *writing) {
 	ws := &w.n.vol.writers
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	if f.holdAlways || !w.held.Load() || ws.gated.Load() || ws.frozen {
+	if f.holdAlways || w.left || !w.held.Load() || ws.gated.Load() || ws.frozen {
 		return
 	}
 	f.dropPermitsLocked(w, func(*permit) bool { return true })
@@ -402,7 +408,11 @@ func (f *FS) Writers(id string) int {
 	if err != nil {
 		return 0
 	}
-	return int(v.writers.count.Load())
+	count := int(v.writers.count.Load())
+	if l := v.left.Load(); l != nil {
+		count += l.pending()
+	}
+	return count
 }
 
 // squeeze gets room in a full volume by finding out what was permitted and not
@@ -502,9 +512,25 @@ func parseHandle(name string) (k handleKey, ok bool) {
 	return k, true
 }
 
-// setBrakeLocked brakes an inode or lets it go.
+// setBrakeLocked brakes an inode or lets it go. On ext4 it is made immutable. xfs
+// and btrfs look at that when a file is opened only, so there the mount's inode is
+// said to have file capabilities: before each write and splice the kernel asks to
+// remove them (file_remove_privs, by backing_file_write_iter and
+// backing_file_splice_write), and is refused. It asks once it has seen new attributes.
 func (f *FS) setBrakeLocked(w *writing, on bool) {
 	n := w.n
+	if !f.isExt4 {
+		n.set(refused, on)
+		if on {
+			go func() {
+				if err := f.kernel.Load().Refresh(n.id); err != nil {
+					f.log.Sugar().Warnw("brake", "volume", n.vol.id, "error", err)
+				}
+			}()
+		}
+		f.brakedLocked(w, on)
+		return
+	}
 	name, dir := n.key.name(), int(f.gating.braked.Fd())
 	if on {
 		fd, err := openat(dir, name, unix.O_CREAT|unix.O_WRONLY, 0o600)
@@ -521,9 +547,13 @@ func (f *FS) setBrakeLocked(w *writing, on bool) {
 	if !on {
 		_ = unix.Unlinkat(dir, name, 0) // what stays is swept
 	}
+	f.brakedLocked(w, on)
+}
+
+func (f *FS) brakedLocked(w *writing, on bool) {
 	if w.braked != on {
 		w.braked = on
-		n.vol.writers.brakes.Add(map[bool]int64{true: 1, false: -1}[on])
+		w.n.vol.writers.brakes.Add(map[bool]int64{true: 1, false: -1}[on])
 	}
 }
 
@@ -535,9 +565,45 @@ func (f *FS) brakeLocked(w *writing, grown uint64) {
 	v.writers.late += grown
 	v.writers.mu.Unlock()
 	room := v.ledger.Free().Bytes
-	if f.isExt4 && !w.braked && w.lifts == 0 && !v.removed.Load() && (room < brakeBelow || room/2 < grown) {
+	switch {
+	case w.lifts > 0 || v.removed.Load() || room >= brakeBelow && room/2 >= grown:
+	case !w.braked:
 		f.setBrakeLocked(w, true)
+	case !f.isExt4 && room == 0:
+		f.fault(w)
 	}
+}
+
+// fault ends what the brake does not: stores into the holes of a mapped file, which
+// on a full disk are answered by SIGBUS. Who survives that is killed in the end.
+func (f *FS) fault(w *writing) {
+	v := w.n.vol
+	if !v.writers.faulting.CompareAndSwap(false, true) {
+		return
+	}
+	go func() {
+		defer v.writers.faulting.Store(false)
+		device, err := f.kernel.Load().Device()
+		if err != nil {
+			f.log.Sugar().Errorw("brake", "volume", v.id, "error", err)
+			return
+		}
+		mappers, err := gate.Mappers(device, w.ino)
+		if err != nil {
+			f.log.Sugar().Errorw("brake", "volume", v.id, "error", err)
+		}
+		for _, m := range mappers {
+			v.writers.faults[m.PID]++
+			signal := unix.SIGBUS
+			if v.writers.faults[m.PID] > maxFaults {
+				signal = unix.SIGKILL
+			}
+			err := m.Signal(signal)
+			m.Close()
+			f.log.Sugar().Warnw("stores into the holes of a mapped file in a full volume", "volume", v.id, "inode", w.ino,
+				"pid", m.PID, "signal", unix.SignalName(signal), "error", err)
+		}
+	}()
 }
 
 // lift lets go of an inode's brake for an operation of ours, until done is called.
@@ -569,7 +635,7 @@ func (f *FS) liftName(d *dirFD, name string) (done func()) {
 
 func (f *FS) liftLocked(n *node) (doneLocked func()) {
 	w := n.writing
-	if w == nil || !w.braked {
+	if w == nil || !w.braked || !f.isExt4 {
 		return func() {}
 	}
 	if w.lifts++; w.lifts == 1 {

@@ -78,6 +78,8 @@ const (
 	shared
 	// stores tells that writing.stores is set.
 	stores
+	// refused tells that passed writes are refused: see writing.braked.
+	refused
 	// nocaps tells that the inode has no security.capability.
 	nocaps
 )

@@ -62,6 +62,10 @@ type Kernel interface {
 	CloseBacking(id int32) error
 	// Pacer returns what a thread calls for each wake-up of a caller.
 	Pacer() func()
+	// Refresh has the kernel take new attributes of a node; not from a handler.
+	Refresh(nodeID uint64) error
+	// Device is the mount's device number.
+	Device() (uint64, error)
 }
 
 // Attach connects the filesystem with its mount; call it before requests are served.
@@ -73,6 +77,7 @@ func (f *FS) Attach(k Kernel, tier Tier) error {
 		}
 	}
 	f.kernel.Store(&attachment{k, tier})
+	f.holdLeft()
 	return nil
 }
 

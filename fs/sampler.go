@@ -171,6 +171,9 @@ func (f *FS) sampleVolume(v *volume) time.Duration {
 			if grown > 0 && held {
 				f.brakeLocked(w, grown)
 			}
+			if w.braked && w.lifts == 0 && v.ledger.Free().Bytes >= 2*brakeBelow {
+				f.setBrakeLocked(w, false)
+			}
 			if w.opens == 0 || held && !w.exact || len(w.permits) > 0 {
 				busy = append(busy, w)
 			}

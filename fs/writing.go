@@ -25,6 +25,9 @@ type writing struct {
 	// fd was opened before the inode was marked: what is done by it raises no events.
 	fd int
 
+	// left tells that an earlier daemon has left it open: it is held always. See left.go.
+	left bool
+
 	// held is changed together with the inode's mark, under writers.mu.
 	held atomic.Bool
 
@@ -45,8 +48,8 @@ type writing struct {
 	excess uint64
 	// permits are what held calls were allowed and may not have used yet.
 	permits []*permit
-	// braked tells that the inode is immutable, by us; lifts counts the operations
-	// that need it not to be.
+	// braked tells that the inode may not grow, whoever asks; see setBrakeLocked.
+	// lifts counts the operations that need it not to be immutable.
 	braked bool
 	lifts  int
 }
@@ -151,6 +154,9 @@ func (f *FS) dropWritingLocked(w *writing) {
 	n.writing = nil
 	n.set(stores, false)
 	syscall.Close(w.fd)
+	if w.left {
+		f.leftEndedLocked(n)
+	}
 }
 
 // dropPermitsLocked gives back what the permits that match have reserved.
@@ -391,12 +397,15 @@ const btrfsNoise = 1 << 20
 // judgeLocked answers a held call.
 func (f *FS) judgeLocked(w *writing, ev *gate.Event) gate.Verdict {
 	n, v := w.n, w.n.vol
+	if verdict := f.judgeLeftLocked(w, ev); verdict != gate.Later {
+		return verdict
+	}
 	switch {
 	case n.writing != w || !w.held.Load() || ev.Len == 0:
 		return gate.Allow
 	case v.removed.Load():
 		return gate.Deny(unix.EIO)
-	case !f.holdAlways && !v.writers.gated.Load() && ev.Len <= calmCall:
+	case !f.holdAlways && !w.left && !v.writers.gated.Load() && ev.Len <= calmCall:
 		f.freeLocked(w)
 		return gate.Allow
 	}

@@ -35,6 +35,9 @@ func (f *FS) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string, dest []
 	if strings.HasPrefix(attr, ownPrefix) {
 		return 0, fuse.ENOATTR
 	}
+	if attr == capsLabel && n.has(refused) {
+		return noCaps(dest)
+	}
 	if attr == capsLabel && n.has(nocaps) {
 		return 0, fuse.ENOATTR
 	}
@@ -55,6 +58,17 @@ func (f *FS) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string, dest []
 // capsLabel is asked for before the first write after attributes came, of each inode
 // (file_remove_privs_flags in fs/inode.c; fuse_change_attributes_common).
 const capsLabel = "security.capability"
+
+// noCaps answers with capabilities that give nothing: struct vfs_cap_data of
+// include/uapi/linux/capability.h, VFS_CAP_REVISION_2.
+func noCaps(dest []byte) (uint32, fuse.Status) {
+	caps := [20]byte{3: 2}
+	if len(dest) > 0 && len(dest) < len(caps) {
+		return uint32(len(caps)), fuse.ERANGE
+	}
+	copy(dest, caps[:])
+	return uint32(len(caps)), fuse.OK
+}
 
 // selinuxLabel is asked of every file by ls -l, until it is told that there is no
 // such thing here. Where SELinux is in force the kernel answers it by itself.
@@ -159,8 +173,16 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data 
 
 // RemoveXAttr serves removexattr(2).
 func (f *FS) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string) fuse.Status {
+	n := f.nodes.get(in.NodeId)
+	braked := n != nil && attr == capsLabel && n.has(refused)
+	if braked && !f.gating.callers.Resizes(int(in.Pid)) {
+		return fuse.Status(unix.ENOSPC)
+	}
 	return f.changeXattr(in.NodeId, attr, func(fd int) error {
 		err := unix.Removexattr(procPath(fd), attr)
+		if err == unix.ENODATA && braked {
+			return nil
+		}
 		if err == unix.ENODATA && strings.HasPrefix(attr, aclPrefix) {
 			return nil // removing an ACL that is not there succeeds (fs/posix_acl.c)
 		}

@@ -19,6 +19,11 @@ type ScanOptions struct {
 	// Workers is how many directories are read at a time. 0 means two for
 	// each CPU, at most 16.
 	Workers int
+
+	// Watch, when set, is called for each regular file before its charge is read,
+	// concurrently, and more than once for one of several links. What it returns is
+	// called with the charge when that is what was counted. dirFD and name are the file's.
+	Watch func(dirFD int, name string) (counted func(charge uint64))
 }
 
 // EnsureDefaults puts the default where a field is zero.
@@ -82,7 +87,7 @@ func scan(ctx context.Context, dirFD int, o ScanOptions) (ScanResult, error) {
 	if err != nil {
 		return ScanResult{}, err
 	}
-	s := &scanner{rule: o.Rule, mountFD: mountFD}
+	s := &scanner{rule: o.Rule, watch: o.Watch, mountFD: mountFD}
 	s.idle.L = &s.mu
 	root := &scanDir{fd: rootFD, claims: 1}
 	s.held.Add(1)
@@ -104,6 +109,7 @@ const (
 // walked depth first and few directories wait.
 type scanner struct {
 	rule    Rule
+	watch   func(dirFD int, name string) (counted func(charge uint64))
 	mountFD int          // for open_by_handle_at
 	held    atomic.Int64 // directories held open
 	links   linkSet

@@ -112,6 +112,15 @@ func (w *scanWorker) countEntry(d *scanDir, terminated, name []byte) error {
 		w.found.Links++
 		return nil
 	}
+	var counted func(charge uint64)
+	if w.watch != nil && i.mode&unix.S_IFMT == unix.S_IFREG {
+		counted = w.watch(d.fd, string(name))
+		// It may have changed until it was watched.
+		if i, skip, err = w.statEntry(d.fd, &terminated[0], unix.AT_SYMLINK_NOFOLLOW); err != nil || skip {
+			return err
+		}
+		id = w.id()
+	}
 	charge, ok := w.rule.plain(i)
 	if !ok {
 		if i, charge, err = w.chargeFile(d.fd, string(name)); err != nil {
@@ -124,6 +133,9 @@ func (w *scanWorker) countEntry(d *scanDir, terminated, name []byte) error {
 	if i.nlink > 1 && !w.links.add(id) {
 		w.found.Links++
 		return nil
+	}
+	if counted != nil {
+		counted(charge)
 	}
 	w.found.Inodes++
 	w.found.Bytes += charge

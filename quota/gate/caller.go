@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -54,6 +55,18 @@ func access(nr int, args []uint64) Access {
 		return Writes
 	}
 	return Unknown
+}
+
+// Resizes tells whether a sleeping thread truncates a file or changes its owner, so
+// that it does not grow by that.
+func (c *Callers) Resizes(tid int) bool {
+	if tid <= 0 || isWorker(tid) {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	nr, _, err := systemCall(c.openLocked(tid))
+	return err == nil && slices.Contains(resizing, nr)
 }
 
 // Callers finds out what held threads do. It keeps what it has opened of theirs in
