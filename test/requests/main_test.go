@@ -37,7 +37,7 @@ const (
 // backing filesystem.
 func Test(t *testing.T) {
 	kit.Need(t, "git", "tar")
-	for _, tier := range []string{"daemon", "read"} {
+	for _, tier := range []string{"daemon", "read", "gate"} {
 		t.Run(tier, func(t *testing.T) {
 			kit.EachFS(t, func(t *testing.T, fstype string) { measureAll(t, tier, fstype) })
 		})
