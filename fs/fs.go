@@ -75,6 +75,7 @@ type FS struct {
 	kernel  atomic.Pointer[attachment]
 	gating  *gating // nil but in TierGate
 	sampler sampler
+	left    leftFiles
 
 	// mu guards volumes.
 	mu      sync.RWMutex
@@ -132,6 +133,7 @@ func (f *FS) Close() error {
 		f.closedLocked(h.node)
 		h.node.mu.Unlock()
 	}
+	f.closeLeft()
 	err := f.stopGate()
 	f.dirs.purge(nil)
 	f.mu.Lock()

@@ -115,13 +115,19 @@ func (f *FS) gates(v *volume) bool {
 func (f *FS) startGate(k Kernel) error {
 	g := &gating{byIno: make(map[uint64]*writing)}
 	var err error
-	if g.gate, err = gate.Open(f.decide, k.Pacer(), f.log); err != nil {
+	ready := make(chan struct{})
+	decide := func(ev *gate.Event) gate.Verdict {
+		<-ready
+		return f.decide(ev)
+	}
+	if g.gate, err = gate.Open(decide, k.Pacer(), f.log); err != nil {
 		return err
 	}
 	if g.braked, err = f.brakes(); err != nil {
 		return errors.Join(err, g.gate.Close())
 	}
 	f.gating = g
+	close(ready)
 	f.sampler.start(f)
 	return nil
 }

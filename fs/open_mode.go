@@ -14,19 +14,21 @@ import (
 
 // The kernel can do the I/O of an open file on the backing file by itself
 // (FOPEN_PASSTHROUGH), at the speed of the backing filesystem, and then asks
-// the daemon nothing. A write that it does so cannot be refused, so only files
-// that are opened for reading are passed through. All open files of an inode
+// the daemon nothing. A write that it does so can be refused by holding it only,
+// which is TierGate's and TierHold's business (gate.go). In TierRead, and in volumes
+// that are too small for the gate, only files that are opened for reading are passed
+// through. All open files of an inode
 // must agree (fs/fuse/iomode.c, fuse_file_io_open): while one is open through
 // the page cache none can be passed through, and once one is passed through
 // every other must name the same backing file. Who writes to such an inode is
 // given FOPEN_PASSTHROUGH|FOPEN_DIRECT_IO: read(2) and write(2) come to the
 // daemon, only a mapping goes to the backing file.
 //
-// Two things follow from mappings of the backing file, which outlive the last
+// Three things follow from mappings of the backing file, which outlive the last
 // close and of which nobody tells the daemon:
 //   - A shared mapping of a file opened for reading and writing stores into
-//     the backing file, which nothing refuses. So only files without holes are
-//     passed through, and one that was opened so gets no hole any more:
+//     the backing file, which nothing refuses. Without a gate, only files without
+//     holes are passed through, and one that was opened so gets no hole any more:
 //     what would make one allocates blocks instead, and charges them
 //     (fillLocked, fillGapLocked).
 //   - A removed file keeps its blocks as long as it is mapped. It stays charged

@@ -91,7 +91,7 @@ func (s *sampler) closing() { s.by(closingPeriod) }
 
 // period is until when a volume need not be looked at again.
 func (v *volume) period(room uint64) time.Duration {
-	return min(max(time.Duration(room/(writeSpeed/uint64(time.Second))), gatedPeriod), maxPeriod)
+	return min(max(time.Duration(float64(room)/writeSpeed*float64(time.Second)), gatedPeriod), maxPeriod)
 }
 
 func (s *sampler) run() {

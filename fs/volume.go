@@ -64,6 +64,7 @@ type volume struct {
 	emptying sync.Mutex
 
 	writers writers // in TierGate
+	left    atomic.Pointer[Left]
 
 	waits func() (over func()) // Options.Waits
 }
@@ -268,6 +269,9 @@ func (f *FS) ResetCharges(id string) {
 	v, err := f.volume(id)
 	if err != nil {
 		return
+	}
+	if l := v.left.Load(); l != nil {
+		l.reset()
 	}
 	nodes := f.nodes.of(v)
 	// The kernel may have forgotten a node whose RELEASE is still to come.

@@ -171,7 +171,8 @@ func (w *scanWorker) chargeFile(dirFD int, name string) (i inode, charge uint64,
 	}
 	var fd int
 	err = retry(func() (err error) {
-		fd, err = unix.Open(procPath(path), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOATIME|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+		// It waits for who has a lease for a moment: package fs does.
+		fd, err = unix.Open(procPath(path), unix.O_RDONLY|unix.O_NOATIME|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 		return err
 	})
 	if err != nil {

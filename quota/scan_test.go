@@ -142,6 +142,52 @@ func TestScanOfNothing(t *testing.T) {
 	}
 }
 
+// TestScanWatch: every regular file is watched, and its charge told once.
+func TestScanWatch(t *testing.T) {
+	onBackings(t, func(t *testing.T, dir string) {
+		noLeaks(t)
+		must(t, unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600))
+		must(t, os.Symlink("file", filepath.Join(dir, "symlink")))
+		for i := range 40 {
+			sub := filepath.Join(dir, fmt.Sprint(i))
+			must(t, os.Mkdir(sub, 0o700))
+			file(t, filepath.Join(sub, "file"), truncate(mib), write(0, 5000))
+			must(t, os.Link(filepath.Join(sub, "file"), filepath.Join(sub, "link")))
+		}
+		root, err := os.Open(dir)
+		must(t, err)
+		defer root.Close()
+		rule, err := RuleFor(int(root.Fd()))
+		must(t, err)
+		var watched, counted, charged atomic.Uint64
+		got, err := Scan(t.Context(), root, ScanOptions{Rule: rule, Watch: func(dirFD int, name string) func(uint64) {
+			if name != "file" && name != "link" {
+				t.Errorf("%s is watched", name)
+			}
+			fd, err := unix.Openat(dirFD, name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+			if err == nil { // what it grows by is counted
+				_, err = unix.Pwrite(fd, make([]byte, 100), 500_000)
+				unix.Close(fd)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			watched.Add(1)
+			return func(charge uint64) {
+				counted.Add(1)
+				charged.Add(charge)
+			}
+		}})
+		must(t, err)
+		if watched.Load() < 40 || counted.Load() != 40 || charged.Load() != 40*chargeOf(t, rule, filepath.Join(dir, "0", "file")) {
+			t.Errorf("%d watched, %d counted with %d bytes, of %+v", watched.Load(), counted.Load(), charged.Load(), got)
+		}
+		if want := countTree(t, dir); got != want {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+	})
+}
+
 func TestScanThroughPathDescriptor(t *testing.T) {
 	dir := t.TempDir()
 	file(t, filepath.Join(dir, "a"), write(0, 1))

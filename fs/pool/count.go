@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/croftfs/croft/fs"
 	"github.com/croftfs/croft/meta"
 	"github.com/croftfs/croft/quota"
 )
@@ -104,7 +105,7 @@ func (p *Pool) startCounts() {
 
 // recount frees what had lost its name when the pool was last in use, and
 // counts the rest.
-func (p *Pool) recount(ctx context.Context, v *volume) error {
+func (p *Pool) recount(ctx context.Context, v *volume) (err error) {
 	select {
 	case p.counting <- struct{}{}:
 		defer func() { <-p.counting }()
@@ -113,20 +114,15 @@ func (p *Pool) recount(ctx context.Context, v *volume) error {
 	}
 	p.step("recount: begun")
 	begin := time.Now()
-	if p.fstype == "xfs" {
-		// Data that waits for write-back over shared blocks is not in the extent map yet.
-		if err := unix.Syncfs(int(p.root.Fd())); err != nil {
-			return fmt.Errorf("syncfs: %w", err)
-		}
+	if v.used {
+		err = p.countLeft(ctx, v)
+	} else {
+		err = p.countFresh(ctx, v)
 	}
-	if err := p.reapOrphans(v.name); err != nil {
-		return err
-	}
-	used, err := p.scan(ctx, p.volumesDir, v.name)
 	if err != nil {
 		return err
 	}
-	v.ledger.Reset(used)
+	used := v.ledger.Used()
 	p.log.Info("volume recounted", zap.String("volume", v.name), zap.Stringer("used", used), zap.Duration("took", time.Since(begin)))
 	if limit := v.ledger.Limit(); !used.Fits(limit) {
 		p.log.Error("volume is above its limit", zap.String("volume", v.name), zap.Stringer("used", used), zap.Stringer("limit", limit))
@@ -134,34 +130,98 @@ func (p *Pool) recount(ctx context.Context, v *volume) error {
 	return nil
 }
 
-// scan counts one of a volume's trees.
-func (p *Pool) scan(ctx context.Context, parent *os.File, name string) (quota.Usage, error) {
+// countFresh counts a volume of which no file can be open.
+func (p *Pool) countFresh(ctx context.Context, v *volume) error {
+	if err := errors.Join(p.reapOrphans(v.name, nil), p.settleMaps()); err != nil {
+		return err
+	}
+	used, err := p.scan(ctx, p.volumesDir, v.name, nil)
+	if err == nil {
+		v.ledger.Reset(used)
+	}
+	return err
+}
+
+// countLeft counts a volume of which files may be open since an earlier daemon's life.
+func (p *Pool) countLeft(ctx context.Context, v *volume) error {
+	left, err := p.fs.Left(v.name)
+	if errors.Is(err, fs.ErrNoVolume) {
+		return p.countFresh(ctx, v)
+	} else if err != nil {
+		return err
+	}
+	defer left.Settle()
+	if err := p.reapOrphans(v.name, left); err != nil {
+		return err
+	}
+	if p.needsSync() {
+		// Who writes is stopped first: it may take long.
+		if _, err := p.scan(ctx, p.volumesDir, v.name, left.Watch); err != nil {
+			return err
+		}
+	}
+	if err := p.settleMaps(); err != nil {
+		return err
+	}
+	orphans, err := p.scan(ctx, p.orphansDir, v.name, left.WatchOrphan)
+	if err != nil {
+		return err
+	}
+	used, err := p.scan(ctx, p.volumesDir, v.name, left.Watch)
+	if err == nil {
+		v.ledger.Reset(used.Add(orphans))
+	}
+	return err
+}
+
+// needsSync tells whether data that waits for write-back over shared blocks is not
+// in the extent map yet.
+func (p *Pool) needsSync() bool { return p.fstype == "xfs" }
+
+// settleMaps makes the extent maps complete.
+func (p *Pool) settleMaps() error {
+	if !p.needsSync() {
+		return nil
+	}
+	if err := unix.Syncfs(int(p.root.Fd())); err != nil {
+		return fmt.Errorf("syncfs: %w", err)
+	}
+	return nil
+}
+
+// scan counts one of a volume's trees. watch is quota.ScanOptions.Watch.
+func (p *Pool) scan(ctx context.Context, parent *os.File, name string, watch func(int, string) func(uint64)) (quota.Usage, error) {
 	tree, err := openDirAt(parent, name)
 	if err != nil {
 		return quota.Usage{}, err
 	}
 	defer tree.Close()
-	found, err := quota.Scan(ctx, tree, quota.ScanOptions{Rule: p.rule})
+	found, err := quota.Scan(ctx, tree, quota.ScanOptions{Rule: p.rule, Watch: watch})
 	return found.Usage, err
 }
 
-// reapOrphans removes a volume's files without a name. It is called while no
-// file of the volume is open.
-func (p *Pool) reapOrphans(name string) error {
+// reapOrphans removes a volume's files without a name, but those that are written
+// still. It is called while no other file of the volume is open.
+func (p *Pool) reapOrphans(name string, left *fs.Left) error {
 	dir, err := openDirAt(p.orphansDir, name)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
+	kept := make(map[string]bool)
 	for {
 		names, err := dir.Readdirnames(0)
 		if err != nil {
 			return err
 		}
-		if len(names) == 0 {
+		if len(names) == len(kept) {
 			return nil
 		}
 		for _, orphan := range names {
+			if kept[orphan] || left != nil && left.WatchOrphan(int(dir.Fd()), orphan) != nil {
+				kept[orphan] = true
+				continue
+			}
 			if err := unix.Unlinkat(int(dir.Fd()), orphan, 0); err != nil {
 				return fmt.Errorf("orphan %s/%s: %w", dir.Name(), orphan, err)
 			}

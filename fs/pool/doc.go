@@ -37,7 +37,10 @@
 // changed for Options.IdleAfter, the filesystem is synced and, if it still has not
 // changed, its use is recorded and the mark taken away. A volume that Open finds
 // dirty is recounted in the background: what was open and nameless is freed, then
-// the tree is scanned. It is served meanwhile; its changes wait.
+// the tree is scanned. It is served meanwhile; its changes wait. If it was in use
+// in this boot, the scan looks for files that the kernel still writes for who had
+// them open (fs.Left): these are kept and held, and the volume stays dirty until
+// nobody has them open.
 //
 // # Locks
 //

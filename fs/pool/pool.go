@@ -96,7 +96,9 @@ type volume struct {
 	idle   idleState
 
 	missing bool // its directory is not there; never served
-	count   *count
+	// used tells that it was in use in this boot when the pool was last closed.
+	used  bool
+	count *count
 }
 
 // Open opens the pool in o.Dir and finishes what a crash has left: half-made

@@ -52,6 +52,7 @@ func (p *Pool) load(r meta.Volume) error {
 	if checkpoint.Dirty {
 		v.idle.dirty.Store(true)
 		v.count = p.newCount()
+		v.used = checkpoint.BootID == p.bootID
 	}
 	err = p.serve(v)
 	if errors.Is(err, unix.ENOENT) {

@@ -17,5 +17,5 @@
 //
 // What raises no event: splice(2) and sendfile(2) into a passed file (the
 // kernel verifies the range on the FUSE file only), and stores by mappings. See
-// Brake.
+// Brake and Mappers.
 package gate
