@@ -8,6 +8,7 @@
 //	meta/            records (package meta)
 //	volumes/<name>   a volume's tree
 //	orphans/<name>   its files that have lost their last name while open
+//	braked/          file handles of inodes that must not grow for now (package fs)
 //	trash/           trees that are being freed, under names of no meaning
 //	snapshots/       reserved
 //

@@ -127,7 +127,8 @@ type ResizeOptions struct {
 
 // DeleteOptions say how to delete.
 type DeleteOptions struct {
-	// Force deletes a volume whose files are open: they answer ESTALE from then on.
+	// Force deletes a volume whose files are open: they answer ESTALE from then on, or EIO where the
+	// kernel writes them by itself.
 	Force bool `json:"force,omitempty"`
 }
 

@@ -154,11 +154,7 @@ func kernelRelease() string {
 }
 
 // privileges are the capabilities that serving takes, and for what.
-var privileges = []struct {
-	bit  uint
-	name string
-	why  string
-}{
+var privileges = []privilege{
 	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "mounting, trusted extended attributes, holding writes"},
 	{unix.CAP_DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH", "opening files by handle"},
 	{unix.CAP_DAC_OVERRIDE, "CAP_DAC_OVERRIDE", "serving every user's files"},
@@ -172,7 +168,27 @@ var privileges = []struct {
 	{unix.CAP_MKNOD, "CAP_MKNOD", "device nodes"},
 }
 
+// gatePrivileges are those without which writes are held less well.
+var gatePrivileges = []privilege{
+	{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "telling a held read from a write"},
+	{unix.CAP_LINUX_IMMUTABLE, "CAP_LINUX_IMMUTABLE", "the brake on ext4"},
+	{unix.CAP_SYS_NICE, "CAP_SYS_NICE", "a prompt sampler"},
+	{unix.CAP_KILL, "CAP_KILL", "SIGBUS to who stores into a full volume"},
+}
+
+type privilege struct {
+	bit  uint
+	name string
+	why  string
+}
+
 func (d *diagnosis) checkPrivileges() {
+	d.add("capabilities", pool.Required, lacks(privileges), "")
+	d.add("capabilities for the gate", pool.Optional, lacks(gatePrivileges), "")
+}
+
+// lacks says which of the privileges this process has not.
+func lacks(privileges []privilege) error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	err := unix.Capget(&header, &data[0])
@@ -185,7 +201,7 @@ func (d *diagnosis) checkPrivileges() {
 	if err == nil && len(lacking) > 0 {
 		err = fmt.Errorf("lacking %s", strings.Join(lacking, ", "))
 	}
-	d.add("capabilities", pool.Required, err, "")
+	return err
 }
 
 func openFuse() error {
