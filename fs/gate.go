@@ -67,7 +67,7 @@ type writers struct {
 	since time.Time
 	late  uint64
 	// frozen tells that Quiesce holds them as well, and that nothing may let go.
-	frozen bool
+	frozen atomic.Bool // written under mu
 	// probed is the room when all were held last, to see what they do.
 	probed uint64
 	// below is gateBelow, or more where that was too little.
@@ -167,7 +167,7 @@ func (f *FS) addWriting(w *writing) error {
 		ws.gated.Store(v.ledger.Free().Bytes < ws.below)
 	}
 	err := g.gate.Mark(w.fd)
-	w.held.Store(f.holdAlways || ws.gated.Load() || ws.frozen || v.ledger.Free().Bytes < probeBelow)
+	w.held.Store(f.holdAlways || ws.gated.Load() || ws.frozen.Load() || v.ledger.Free().Bytes < probeBelow)
 	if err == nil && w.held.Load() {
 		err = g.gate.Hold(w.fd)
 	}
@@ -283,7 +283,7 @@ func (f *FS) freeLocked(w *writing) {
 	ws := &w.n.vol.writers
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	if f.holdAlways || w.left || !w.held.Load() || ws.gated.Load() || ws.frozen {
+	if f.holdAlways || w.left || !w.held.Load() || ws.gated.Load() || ws.frozen.Load() {
 		return
 	}
 	f.dropPermitsLocked(w, func(*permit) bool { return true })
@@ -334,7 +334,7 @@ func (f *FS) probeVolume(v *volume, room uint64) {
 func (f *FS) freeze(v *volume) error {
 	ws := &v.writers
 	ws.mu.Lock()
-	ws.frozen = true
+	ws.frozen.Store(true)
 	f.holdAllLocked(ws)
 	ws.mu.Unlock()
 	// A call that was let go before may not have begun yet: until nothing moves.
@@ -354,7 +354,7 @@ func (f *FS) freeze(v *volume) error {
 func (f *FS) thaw(v *volume) {
 	ws := &v.writers
 	ws.mu.Lock()
-	ws.frozen = false
+	ws.frozen.Store(false)
 	ws.mu.Unlock()
 	if !ws.gated.Load() {
 		f.freeAll(v)

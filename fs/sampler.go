@@ -165,7 +165,7 @@ func (f *FS) sampleVolume(v *volume) time.Duration {
 		if !n.mu.TryLock() {
 			continue // somebody is about it, and changes it himself
 		}
-		if n.writing == w {
+		if n.writing == w && !ws.frozen.Load() { // what Quiesce has read stays
 			grown := f.sampleLocked(w)
 			held := w.held.Load()
 			if grown > 0 && held {
@@ -184,12 +184,12 @@ func (f *FS) sampleVolume(v *volume) time.Duration {
 	room := v.ledger.Free().Bytes
 	ws.room.Store(room)
 	ws.mu.Lock()
-	since, below, probed, frozen := ws.since, ws.below, ws.probed, ws.frozen
+	since, below, probed := ws.since, ws.below, ws.probed
 	ws.mu.Unlock()
 	gated := ws.gated.Load()
 	period := v.period(room)
 	switch {
-	case frozen:
+	case ws.frozen.Load():
 	case !gated && room < below:
 		f.gateVolume(v)
 		period = 0 // what was begun before goes on
