@@ -3,7 +3,9 @@ package fs
 import (
 	"encoding/hex"
 	"errors"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -96,14 +98,10 @@ func (ws *writers) init() {
 }
 
 // list returns the writings of the volume.
-func (ws *writers) list(into []*writing) []*writing {
+func (ws *writers) list() []*writing {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	into = into[:0]
-	for w := range ws.all {
-		into = append(into, w)
-	}
-	return into
+	return slices.Collect(maps.Keys(ws.all))
 }
 
 // gates tells whether writers of the volume are passed through: one that is
@@ -128,7 +126,10 @@ func (f *FS) startGate(k Kernel) error {
 	}
 	f.gating = g
 	close(ready)
-	f.sampler.start(f)
+	if err := f.sampler.start(f); err != nil {
+		f.gating = nil
+		return errors.Join(err, g.gate.Close(), g.braked.Close())
+	}
 	return nil
 }
 
@@ -307,7 +308,7 @@ func (f *FS) ungateVolume(v *volume) {
 }
 
 func (f *FS) freeAll(v *volume) {
-	for _, w := range v.writers.list(nil) {
+	for _, w := range v.writers.list() {
 		if w.n.mu.TryLock() {
 			if w.n.writing == w {
 				if w.braked && w.lifts == 0 {
@@ -364,7 +365,7 @@ func (f *FS) thaw(v *volume) {
 // readAll makes the charges of the volume's written files what the disk holds.
 func (f *FS) readAll(v *volume) error {
 	var errs []error
-	for _, w := range v.writers.list(nil) {
+	for _, w := range v.writers.list() {
 		w.n.mu.Lock()
 		if w.n.writing == w {
 			errs = append(errs, f.readWrittenLocked(w))
@@ -386,7 +387,7 @@ func (f *FS) refresh(v *volume) {
 		return
 	}
 	defer v.changing.RUnlock()
-	for _, w := range v.writers.list(nil) {
+	for _, w := range v.writers.list() {
 		if w.n.mu.TryLock() {
 			if w.n.writing == w {
 				_ = f.readWrittenLocked(w) // it stays what it was
@@ -399,7 +400,7 @@ func (f *FS) refresh(v *volume) {
 // shut has every call on the files of a removed volume fail.
 func (f *FS) shut(v *volume) {
 	f.gateVolume(v)
-	for _, w := range v.writers.list(nil) {
+	for _, w := range v.writers.list() {
 		w.n.mu.Lock()
 		if w.n.writing == w && w.braked {
 			f.setBrakeLocked(w, false)
@@ -424,7 +425,7 @@ func (f *FS) Writers(id string) int {
 // squeeze gets room in a full volume by finding out what was permitted and not
 // used. but is locked already.
 func (f *FS) squeeze(v *volume, but *writing) {
-	for _, w := range v.writers.list(nil) {
+	for _, w := range v.writers.list() {
 		if w == but || !w.n.mu.TryLock() {
 			continue
 		}

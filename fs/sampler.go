@@ -2,6 +2,7 @@ package fs
 
 import (
 	"encoding/binary"
+	"fmt"
 	"runtime"
 	"slices"
 	"sync"
@@ -40,13 +41,14 @@ type sampler struct {
 	volumes map[*volume]struct{}
 }
 
-func (s *sampler) start(f *FS) {
+func (s *sampler) start(f *FS) error {
 	s.f, s.ended, s.volumes = f, make(chan struct{}), make(map[*volume]struct{})
 	var err error
 	if s.event, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		panic(err) // of no descriptors before anything was opened
+		return fmt.Errorf("eventfd: %w", err)
 	}
 	go s.run()
+	return nil
 }
 
 func (s *sampler) stop() {
@@ -160,7 +162,7 @@ func (f *FS) sampleVolume(v *volume) time.Duration {
 	ws := &v.writers
 	var closing bool
 	var busy []*writing
-	for _, w := range ws.list(nil) {
+	for _, w := range ws.list() {
 		n := w.n
 		if !n.mu.TryLock() {
 			continue // somebody is about it, and changes it himself
