@@ -24,6 +24,10 @@ type ScanOptions struct {
 	// concurrently, and more than once for one of several links. What it returns is
 	// called with the charge when that is what was counted. dirFD and name are the file's.
 	Watch func(dirFD int, name string) (counted func(charge uint64))
+
+	// OnlyWatch has Watch called and nothing counted: the extent map of a file that
+	// is being written is waited for.
+	OnlyWatch bool
 }
 
 // EnsureDefaults puts the default where a field is zero.
@@ -87,7 +91,7 @@ func scan(ctx context.Context, dirFD int, o ScanOptions) (ScanResult, error) {
 	if err != nil {
 		return ScanResult{}, err
 	}
-	s := &scanner{rule: o.Rule, watch: o.Watch, mountFD: mountFD}
+	s := &scanner{rule: o.Rule, watch: o.Watch, onlyWatch: o.OnlyWatch, mountFD: mountFD}
 	s.idle.L = &s.mu
 	root := &scanDir{fd: rootFD, claims: 1}
 	s.held.Add(1)
@@ -110,9 +114,12 @@ const (
 type scanner struct {
 	rule    Rule
 	watch   func(dirFD int, name string) (counted func(charge uint64))
-	mountFD int          // for open_by_handle_at
-	held    atomic.Int64 // directories held open
-	links   linkSet
+	mountFD int // for open_by_handle_at
+
+	onlyWatch bool
+
+	held  atomic.Int64 // directories held open
+	links linkSet
 
 	mu      sync.Mutex // guards what follows
 	idle    sync.Cond  // signalled when any of it changes

@@ -115,6 +115,9 @@ func (w *scanWorker) countEntry(d *scanDir, terminated, name []byte) error {
 	var counted func(charge uint64)
 	if w.watch != nil && i.mode&unix.S_IFMT == unix.S_IFREG {
 		counted = w.watch(d.fd, string(name))
+		if w.onlyWatch {
+			return nil
+		}
 		// It may have changed until it was watched.
 		if i, skip, err = w.statEntry(d.fd, &terminated[0], unix.AT_SYMLINK_NOFOLLOW); err != nil || skip {
 			return err

@@ -185,6 +185,15 @@ func TestScanWatch(t *testing.T) {
 		if want := countTree(t, dir); got != want {
 			t.Errorf("%+v, want %+v", got, want)
 		}
+		watched.Store(0)
+		got, err = Scan(t.Context(), root, ScanOptions{Rule: rule, OnlyWatch: true, Watch: func(int, string) func(uint64) {
+			watched.Add(1)
+			return func(uint64) { t.Error("something is counted") }
+		}})
+		must(t, err)
+		if watched.Load() != 80 || got.Files != 0 {
+			t.Errorf("%d links are watched, of 80, and %d files counted", watched.Load(), got.Files)
+		}
 	})
 }
 

@@ -80,11 +80,11 @@ func (p *Pool) checkVolume(ctx context.Context, name string, repair bool) (Volum
 
 // compare recounts one volume, while nothing changes it.
 func (p *Pool) compare(ctx context.Context, v *volume, floating quota.Usage, repair bool, c *VolumeCheck) error {
-	tree, err := p.scan(ctx, p.volumesDir, v.name, nil)
+	tree, err := p.scan(ctx, p.volumesDir, v.name, quota.ScanOptions{})
 	if err != nil {
 		return err
 	}
-	orphans, err := p.scan(ctx, p.orphansDir, v.name, nil)
+	orphans, err := p.scan(ctx, p.orphansDir, v.name, quota.ScanOptions{})
 	if err != nil {
 		return err
 	}

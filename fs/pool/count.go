@@ -135,7 +135,7 @@ func (p *Pool) countFresh(ctx context.Context, v *volume) error {
 	if err := errors.Join(p.reapOrphans(v.name, nil), p.settleMaps()); err != nil {
 		return err
 	}
-	used, err := p.scan(ctx, p.volumesDir, v.name, nil)
+	used, err := p.scan(ctx, p.volumesDir, v.name, quota.ScanOptions{})
 	if err == nil {
 		v.ledger.Reset(used)
 	}
@@ -154,33 +154,28 @@ func (p *Pool) countLeft(ctx context.Context, v *volume) error {
 	if err := p.reapOrphans(v.name, left); err != nil {
 		return err
 	}
-	if p.needsSync() {
-		// Who writes is stopped first: it may take long.
-		if _, err := p.scan(ctx, p.volumesDir, v.name, left.Watch); err != nil {
-			return err
-		}
+	// Who writes is stopped first: what follows may take long.
+	if _, err := p.scan(ctx, p.volumesDir, v.name, quota.ScanOptions{Watch: left.Watch, OnlyWatch: true}); err != nil {
+		return err
 	}
 	if err := p.settleMaps(); err != nil {
 		return err
 	}
-	orphans, err := p.scan(ctx, p.orphansDir, v.name, left.WatchOrphan)
+	orphans, err := p.scan(ctx, p.orphansDir, v.name, quota.ScanOptions{Watch: left.WatchOrphan})
 	if err != nil {
 		return err
 	}
-	used, err := p.scan(ctx, p.volumesDir, v.name, left.Watch)
+	used, err := p.scan(ctx, p.volumesDir, v.name, quota.ScanOptions{Watch: left.Watch})
 	if err == nil {
 		v.ledger.Reset(used.Add(orphans))
 	}
 	return err
 }
 
-// needsSync tells whether data that waits for write-back over shared blocks is not
-// in the extent map yet.
-func (p *Pool) needsSync() bool { return p.fstype == "xfs" }
-
-// settleMaps makes the extent maps complete.
+// settleMaps makes the extent maps complete: on xfs, data that waits for write-back
+// over shared blocks is not there yet.
 func (p *Pool) settleMaps() error {
-	if !p.needsSync() {
+	if p.fstype != "xfs" {
 		return nil
 	}
 	if err := unix.Syncfs(int(p.root.Fd())); err != nil {
@@ -189,14 +184,15 @@ func (p *Pool) settleMaps() error {
 	return nil
 }
 
-// scan counts one of a volume's trees. watch is quota.ScanOptions.Watch.
-func (p *Pool) scan(ctx context.Context, parent *os.File, name string, watch func(int, string) func(uint64)) (quota.Usage, error) {
+// scan counts one of a volume's trees, by the pool's rule.
+func (p *Pool) scan(ctx context.Context, parent *os.File, name string, o quota.ScanOptions) (quota.Usage, error) {
 	tree, err := openDirAt(parent, name)
 	if err != nil {
 		return quota.Usage{}, err
 	}
 	defer tree.Close()
-	found, err := quota.Scan(ctx, tree, quota.ScanOptions{Rule: p.rule, Watch: watch})
+	o.Rule = p.rule
+	found, err := quota.Scan(ctx, tree, o)
 	return found.Usage, err
 }
 

@@ -304,6 +304,14 @@ func (r *Running) Wait() int {
 	return r.cmd.ProcessState.ExitCode()
 }
 
+// Signal sends the helper a signal.
+func (r *Running) Signal(sig os.Signal) {
+	r.t.Helper()
+	if err := r.cmd.Process.Signal(sig); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 // Kill ends the helper at once.
 func (r *Running) Kill() { _ = r.cmd.Process.Kill(); _ = r.cmd.Wait() }
 
