@@ -28,8 +28,8 @@ func (f *FS) visible(n *node, st unix.Stat_t, err error) (unix.Stat_t, error) {
 	if !n.has(nameless) {
 		return st, err
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.lock()
+	defer n.unlock()
 	switch {
 	case err == nil && n.orphan != "":
 		st.Nlink = 0
@@ -107,10 +107,11 @@ func (f *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) f
 	var h *file
 	if in.Flags()&fuse.FUSE_GETATTR_FH != 0 {
 		var err error
-		if h, err = f.useHandle(in.Fh()); err != nil {
+		if h, err = f.useHandle(in.Fh()); err == nil {
+			defer h.done()
+		} else if err != unix.EBADF || !n.has(nameless) { // else an earlier daemon had the last descriptor
 			return toStatus(err)
 		}
-		defer h.done()
 	}
 	st, err := f.stat(n, h)
 	if err != nil {
@@ -208,11 +209,11 @@ func (f *FS) setAttr(fd int, n *node, in *fuse.SetAttrIn) error {
 	if hasUID || hasGID {
 		// Also clears set-id bits and capabilities, as FUSE_HANDLE_KILLPRIV_V2
 		// wants of us. The capabilities' block of attributes may go with them.
-		n.mu.Lock()
+		n.lock()
 		err := f.changeHiddenLocked(n, fd, func() error {
 			return unix.Fchownat(fd, "", int(int32(uid)), int(int32(gid)), unix.AT_EMPTY_PATH)
 		})
-		n.mu.Unlock()
+		n.unlock()
 		if err != nil {
 			return err
 		}
@@ -253,8 +254,8 @@ func (f *FS) setSize(n *node, in *fuse.SetAttrIn, size uint64) error {
 				return err
 			}
 		}
-		n.mu.Lock()
-		defer n.mu.Unlock()
+		n.lock()
+		defer n.unlock()
 		if n.lostLocked() {
 			return unix.ESTALE
 		}

@@ -50,14 +50,19 @@ func (f *FS) loadLocked(n *node, fd int) error {
 	case n.charged:
 		return nil
 	}
-	return f.reloadLocked(n, fd)
+	charge, err := f.reloadLocked(n, fd)
+	if err == nil {
+		n.setChargeLocked(charge)
+	}
+	return err
 }
 
-// reloadLocked reads the node's charge from the disk; the caller settles a difference.
-func (f *FS) reloadLocked(n *node, fd int) error {
+// reloadLocked reads from the disk what the node is to be charged, and what else is
+// known of it then; the caller sets the charge.
+func (f *FS) reloadLocked(n *node, fd int) (uint64, error) {
 	st, charge, prealloc, err := f.measure(fd)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	data := charge - min(charge, linkCharge(uint64(st.Nlink)))
 	dense := n.isRegular() && prealloc == 0 && data == f.roundUp(uint64(st.Size))
@@ -65,17 +70,17 @@ func (f *FS) reloadLocked(n *node, fd int) error {
 		// Perhaps by blocks that st_blocks counts and the file does not hold,
 		// or holds beyond its end.
 		if dense, err = f.allMapped(fd, uint64(st.Size)); err != nil {
-			return err
+			return 0, err
 		}
 		if prealloc, err = quota.ReadPrealloc(fd); err != nil {
-			return err
+			return 0, err
 		}
 		dense = dense && prealloc == 0
 	}
-	n.size, n.charge, n.charged, n.dense = uint64(st.Size), charge, true, dense
+	n.size, n.charged, n.dense = uint64(st.Size), true, dense
 	n.setPreallocLocked(prealloc)
 	n.setUnsureLocked(false)
-	return nil
+	return charge, nil
 }
 
 // findDenseLocked looks whether a file has no holes any more: many programs set
@@ -84,11 +89,11 @@ func (f *FS) reloadLocked(n *node, fd int) error {
 //
 // What it cannot find out stays a file with holes, which is slower and as safe.
 func (f *FS) findDenseLocked(n *node, fd int) {
-	if n.dense || !n.charged || n.prealloc > 0 || f.small(n.size) || n.charge < f.roundUp(n.size) {
+	if n.dense || !n.charged || n.prealloc > 0 || f.small(n.size) || n.charge() < f.roundUp(n.size) {
 		return
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || n.charge != f.roundUp(n.size)+linkCharge(uint64(st.Nlink)) {
+	if err := unix.Fstat(fd, &st); err != nil || n.charge() != f.roundUp(n.size)+linkCharge(uint64(st.Nlink)) {
 		return
 	}
 	dense, err := f.allMapped(fd, n.size)
@@ -115,23 +120,30 @@ func linkCharge(nlink uint64) uint64 {
 // recountLocked reads the node's charge after a change for which reserved was
 // taken, and settles it.
 func (f *FS) recountLocked(n *node, fd int, reserved uint64) error {
-	before := n.charge
-	if err := f.reloadLocked(n, fd); err != nil {
+	charge, err := f.reloadLocked(n, fd)
+	if err != nil {
 		// What the disk holds is unknown: count all that was reserved as
 		// used, so that the ledger errs to the safe side until it is known.
-		n.charge, n.charged, n.dense = before+reserved, false, false
+		n.charged, n.dense = false, false
 		n.setUnsureLocked(true)
-		n.vol.ledger.Settle(quota.Usage{Bytes: reserved}, quota.Delta{Bytes: int64(reserved)})
+		n.settleLocked(reserved, int64(reserved))
 		return err
 	}
-	n.vol.ledger.Settle(quota.Usage{Bytes: reserved}, quota.Delta{Bytes: int64(n.charge) - int64(before)})
+	n.settleLocked(reserved, int64(charge)-int64(n.charge()))
 	return nil
 }
 
-// settleLocked gives back reserved and charges change bytes to the node.
+// settleLocked gives back reserved and charges change bytes to the node. Whoever takes
+// over in between finds too much in the ledger rather than too little.
 func (n *node) settleLocked(reserved uint64, change int64) {
-	n.charge = uint64(int64(n.charge) + change)
+	charge := uint64(int64(n.charge()) + change)
+	if change < 0 {
+		n.setChargeLocked(charge)
+	}
 	n.vol.ledger.Settle(quota.Usage{Bytes: reserved}, quota.Delta{Bytes: change})
+	if change >= 0 {
+		n.setChargeLocked(charge)
+	}
 }
 
 // chargedEndLocked is where the node's charged blocks can end at the most:
@@ -187,7 +199,7 @@ func (f *FS) hiddenLocked(n *node, fd int, size uint64) (uint64, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return 0, err
 	}
-	data := n.charge - min(n.charge, linkCharge(uint64(st.Nlink)))
+	data := n.charge() - min(n.charge(), linkCharge(uint64(st.Nlink)))
 	if blocks := uint64(st.Blocks) * 512; blocks > data {
 		return f.roundUp(size) - min(f.roundUp(size), data), nil
 	}
@@ -209,7 +221,7 @@ func (f *FS) dropSpeculationLocked(n *node, fd int, to uint64) error {
 	}
 	// In blocks smaller than the rule's, st_blocks can be below the charge
 	// though some of them are beyond the end.
-	if !f.smallBlocks && uint64(st.Blocks)*512 <= n.charge-min(n.charge, linkCharge(uint64(st.Nlink))) {
+	if !f.smallBlocks && uint64(st.Blocks)*512 <= n.charge()-min(n.charge(), linkCharge(uint64(st.Nlink))) {
 		return nil
 	}
 	return fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, end, to-end)
@@ -361,7 +373,7 @@ func (f *FS) changeHiddenLocked(n *node, fd int, do func() error) error {
 	if err := f.loadLocked(n, fd); err != nil {
 		return err
 	}
-	size, data := f.roundUp(n.size), n.charge-min(n.charge, linkCharge(uint64(st.Nlink)))
+	size, data := f.roundUp(n.size), n.charge()-min(n.charge(), linkCharge(uint64(st.Nlink)))
 	return f.changeLocked(n, fd, size-min(size, data), do)
 }
 

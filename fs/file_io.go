@@ -93,8 +93,8 @@ func (f *FS) change(fh uint64, fn func(*node, *file) error) error {
 		return err
 	}
 	defer h.done()
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.lock()
+	defer n.unlock()
 	defer f.liftLocked(n)()
 	return fn(n, h)
 }

@@ -23,9 +23,10 @@ func openFlags(flags uint32) int {
 	return access | int(flags)&(unix.O_SYNC|unix.O_DSYNC|unix.O_NOATIME)
 }
 
-func (f *FS) addHandle(h *file) uint64 {
+func (f *FS) addHandle(h *file, unique uint64) uint64 {
 	h.node.vol.openings.Add(1)
-	return f.handles.add(h)
+	f.nodes.hold(h.node)
+	return f.handles.add(h, unique)
 }
 
 // Open serves open(2) of a regular file. It holds node.mu, so that an unlink
@@ -35,10 +36,10 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	return toStatus(f.open(n, in.Flags, out))
+	return toStatus(f.open(n, in, out))
 }
 
-func (f *FS) open(n *node, flags uint32, out *fuse.OpenOut) error {
+func (f *FS) open(n *node, in *fuse.OpenIn, out *fuse.OpenOut) error {
 	if !n.isRegular() {
 		return unix.EINVAL
 	}
@@ -46,12 +47,12 @@ func (f *FS) open(n *node, flags uint32, out *fuse.OpenOut) error {
 		return err
 	}
 	try := func(begun bool) error {
-		n.mu.Lock()
-		defer n.mu.Unlock()
+		n.lock()
+		defer n.unlock()
 		if n.lostLocked() {
 			return unix.ESTALE
 		}
-		return f.openFileLocked(n, flags, begun, out)
+		return f.openFileLocked(n, in.Flags, in.Unique, begun, out)
 	}
 	err := try(false)
 	if err != errChanges {
@@ -69,9 +70,12 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 	if err := checkName(name); err != nil {
 		return toStatus(err)
 	}
-	err := f.make(in.NodeId, name, 0, func(d *dirFD) (fd int, err error) {
+	err := f.make(&in.InHeader, name, 0, func(d *dirFD, made bool) (fd int, err error) {
 		if err := f.handleRoom(d.node.vol); err != nil {
 			return -1, err
+		}
+		if made {
+			return openat(d.fd, name, openFlags(in.Flags)|unix.O_NOFOLLOW, 0)
 		}
 		err = asCaller(&in.Caller, in.Umask, func() error {
 			fd, err = openat(d.fd, name, openFlags(in.Flags)|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, in.Mode&0o7777)
@@ -80,9 +84,9 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		return fd, err
 	}, func(n *node, st *unix.Stat_t, fd int) {
 		fillEntry(&out.EntryOut, n, st)
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		f.openNewLocked(n, fd, in.Flags, &out.OpenOut)
+		n.lock()
+		defer n.unlock()
+		f.openNewLocked(n, fd, in.Flags, in.Unique, &out.OpenOut)
 	})
 	if errors.Is(err, unix.EEXIST) && in.Flags&unix.O_EXCL == 0 {
 		// The kernel took the name for absent, so it has not checked whether
@@ -97,9 +101,18 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 // file without a name.
 func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	var orphan string
-	err := f.make(in.NodeId, "", 0, func(d *dirFD) (fd int, err error) {
+	err := f.make(&in.InHeader, "", 0, func(d *dirFD, _ bool) (fd int, err error) {
 		if err := f.handleRoom(d.node.vol); err != nil {
 			return -1, err
+		}
+		t := f.try(&in.InHeader)
+		if t.again && t.request.Inode != 0 { // nobody has heard of the one that an earlier daemon has made
+			err := f.withFD(d.node.vol.orphans, func(orphans int) error {
+				return unix.Unlinkat(orphans, orphanName(t.request.Inode), 0)
+			})
+			if err != nil && err != unix.ENOENT {
+				return -1, err
+			}
 		}
 		err = asCaller(&in.Caller, in.Umask, func() error {
 			fd, err = openat(d.fd, ".", openFlags(in.Flags)&^unix.O_ACCMODE|unix.O_RDWR|unix.O_TMPFILE, in.Mode&0o7777)
@@ -111,6 +124,7 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 		var st unix.Stat_t
 		err = unix.Fstat(fd, &st)
 		orphan = orphanName(st.Ino)
+		t.note(st.Ino)
 		if err == nil {
 			err = f.withFD(d.node.vol.orphans, func(orphans int) error {
 				return unix.Linkat(fd, "", orphans, orphan, unix.AT_EMPTY_PATH)
@@ -124,11 +138,12 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 	}, func(n *node, st *unix.Stat_t, fd int) {
 		st.Nlink = 0
 		fillEntry(&out.EntryOut, n, st)
-		n.mu.Lock()
-		defer n.mu.Unlock()
+		n.lock()
+		defer n.unlock()
 		n.setOrphanLocked(orphan)
 		n.exclusive = in.Flags&unix.O_EXCL != 0
-		f.openNewLocked(n, fd, in.Flags, &out.OpenOut)
+		n.set(markExclusive, n.exclusive)
+		f.openNewLocked(n, fd, in.Flags, in.Unique, &out.OpenOut)
 	})
 	return toStatus(err)
 }
@@ -149,18 +164,20 @@ func (f *FS) release(fh uint64) {
 		return
 	}
 	n := h.node
+	defer f.handles.forget(h)
 	if n.vol == nil { // the directory of volumes
 		h.close()
 		return
 	}
 	defer n.vol.openings.Add(-1)
+	defer f.nodes.drop(n)
 	h.close()
 	if h.writes {
 		n.vol.enter()
-		n.mu.Lock()
+		n.lock()
 		f.stopWritingLocked(h)
-		n.mu.Unlock()
-		n.vol.end()
+		n.unlock()
+		n.vol.leave()
 	}
 	if !f.lastOfNameless(n) {
 		return
@@ -171,8 +188,8 @@ func (f *FS) release(fh uint64) {
 	if err == nil {
 		defer n.vol.end()
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.lock()
+	defer n.unlock()
 	if f.closedLocked(n); n.opens > 0 || err != nil {
 		return // opened again; or the volume was removed, its trees go as a whole
 	}
@@ -190,8 +207,8 @@ func (f *FS) release(fh uint64) {
 // lastOfNameless tells whether this close is the last one of an inode without a
 // name; if not, the close is counted here.
 func (f *FS) lastOfNameless(n *node) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.lock()
+	defer n.unlock()
 	if n.opens == 1 && (n.orphan != "" || n.grave >= 0 || n.held != (quota.Usage{})) {
 		return true
 	}
@@ -212,7 +229,7 @@ func (f *FS) freeHeldLocked(n *node) {
 	held := n.held
 	n.held = quota.Usage{}
 	n.vol.float(held, -1)
-	n.vol.ledger.Settle(quota.Usage{}, quota.Delta{Bytes: -int64(held.Bytes), Inodes: -int64(held.Inodes)})
+	f.creditAllLocked(n, held)
 }
 
 // removeOrphanLocked frees an orphan that nobody has open any more, and credits

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/croftfs/croft/fs/state"
 	"github.com/croftfs/croft/quota"
 )
 
@@ -42,6 +43,12 @@ type Options struct {
 	PoolDir *os.File
 	// Rule is the pool's charge rule.
 	Rule quota.Rule
+	// State is where the FS keeps what the next daemon must know. If it holds what an
+	// earlier daemon has left, Restore goes on with that. Default: memory of its own.
+	State *state.Region
+	// Step, when set, is called between the steps of operations that cannot be done
+	// twice, so that a test can end the process there. The opcode is FUSE's.
+	Step func(opcode uint32, step string)
 	// Waits, when set, is called on a serving thread that is about to wait for
 	// a recount or for Quiesce, and what it returns when the wait is over: the
 	// transport can serve others by another thread meanwhile. Default: nothing.
@@ -67,6 +74,14 @@ type FS struct {
 	waits       func() (over func())
 	holdAlways  bool  // TierHold
 	maxOpen     int64 // open files a volume
+
+	state *state.Region
+	// own tells that the region is the FS's.
+	own  bool
+	step func(opcode uint32, step string)
+	// kept are volumes of an earlier daemon that are not served yet; guarded by mu.
+	kept     map[string]*volume
+	restored restored
 
 	nodes   nodeTable
 	dirs    dirCache
@@ -96,6 +111,16 @@ func New(o Options) (*FS, error) {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
+	if o.Step == nil {
+		o.Step = func(uint32, string) {}
+	}
+	own := o.State == nil
+	if own {
+		var err error
+		if o.State, err = state.New("", "", 0); err != nil {
+			return nil, fmt.Errorf("fs: %w", err)
+		}
+	}
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(o.PoolDir.Fd()), &st); err != nil {
 		return nil, fmt.Errorf("fs: statfs of the pool: %w", err)
@@ -112,10 +137,15 @@ func New(o Options) (*FS, error) {
 		waits:         o.Waits,
 		maxOpen:       openShare(),
 		volumes:       make(map[string]*volume),
+		state:         o.State,
+		own:           own,
+		step:          o.Step,
+		kept:          make(map[string]*volume),
 	}
-	f.nodes.init()
+	f.nodes.init(f.state)
 	f.dirs.init(dirCacheSize)
-	f.handles.init()
+	f.handles.init(f.state)
+	f.load()
 	if err := f.sweepBrakes(); err != nil {
 		return nil, fmt.Errorf("fs: inodes that a crash has left braked: %w", err)
 	}
@@ -126,12 +156,12 @@ func New(o Options) (*FS, error) {
 func (f *FS) Close() error {
 	for _, h := range f.handles.drain() {
 		h.close()
-		h.node.mu.Lock()
+		h.node.lock()
 		if h.writes {
 			f.stopWritingLocked(h)
 		}
 		f.closedLocked(h.node)
-		h.node.mu.Unlock()
+		h.node.unlock()
 	}
 	f.closeLeft()
 	err := f.stopGate()
@@ -143,8 +173,14 @@ func (f *FS) Close() error {
 		f.closeGraves(v)
 		delete(f.volumes, id)
 	}
+	if f.own {
+		err = errors.Join(err, f.state.Close())
+	}
 	return errors.Join(err, f.pool.Close())
 }
+
+// request finds what is kept of a request under work; nil when nothing is.
+func (f *FS) request(in *fuse.InHeader) *state.Request { return f.state.Find(in.Unique) }
 
 // String names the filesystem; part of fuse.RawFileSystem.
 func (f *FS) String() string { return "croft" }

@@ -67,7 +67,7 @@ func mountTier(t *testing.T, limit quota.Usage, tier fs.Tier) *mounted {
 		t.Fatal(err)
 	}
 	m.conn = conn
-	if err := m.fs.Attach(conn, tier); err != nil {
+	if err := m.fs.Attach(conn, tier, 0); err != nil {
 		t.Fatal(err)
 	}
 	served := make(chan error, 1)

@@ -110,7 +110,7 @@ func (f *FS) gates(v *volume) bool {
 	return f.gating != nil && (f.holdAlways || v.ledger.Limit().Bytes > ungateAbove)
 }
 
-func (f *FS) startGate(k Kernel) error {
+func (f *FS) startGate(k Kernel, group int) error {
 	g := &gating{byIno: make(map[uint64]*writing)}
 	var err error
 	ready := make(chan struct{})
@@ -118,17 +118,21 @@ func (f *FS) startGate(k Kernel) error {
 		<-ready
 		return f.decide(ev)
 	}
-	if g.gate, err = gate.Open(decide, k.Pacer(), f.log); err != nil {
+	o := gate.Options{Decide: decide, Pace: k.Pacer(), State: f.state, Group: group, Logger: f.log}
+	if g.gate, err = gate.Open(o); err != nil {
 		return err
 	}
 	if g.braked, err = f.brakes(); err != nil {
 		return errors.Join(err, g.gate.Close())
 	}
 	f.gating = g
-	close(ready)
+	defer close(ready)
 	if err := f.sampler.start(f); err != nil {
 		f.gating = nil
 		return errors.Join(err, g.gate.Close(), g.braked.Close())
+	}
+	if err := f.restoreWritings(); err != nil {
+		f.log.Sugar().Errorw("files that the kernel writes are not held", "error", err)
 	}
 	return nil
 }
@@ -145,11 +149,11 @@ func (f *FS) stopGate() error {
 	}
 	f.gating.mu.RUnlock()
 	for _, w := range left {
-		w.n.mu.Lock()
+		w.n.lock()
 		if w.n.writing == w {
 			f.dropWritingLocked(w)
 		}
-		w.n.mu.Unlock()
+		w.n.unlock()
 	}
 	err := errors.Join(f.gating.gate.Close(), f.gating.braked.Close())
 	f.gating.callers.Close()
@@ -167,7 +171,10 @@ func (f *FS) addWriting(w *writing) error {
 	if len(ws.all) == 0 { // nobody has looked at it since the last was closed
 		ws.gated.Store(v.ledger.Free().Bytes < ws.below)
 	}
-	err := g.gate.Mark(w.fd)
+	var err error
+	if !w.marked {
+		err = g.gate.Mark(w.fd)
+	}
 	w.held.Store(f.holdAlways || ws.gated.Load() || ws.frozen.Load() || v.ledger.Free().Bytes < probeBelow)
 	if err == nil && w.held.Load() {
 		err = g.gate.Hold(w.fd)
@@ -205,12 +212,8 @@ func (f *FS) removeWriting(w *writing) {
 
 // decide answers a held call, or has it answered.
 func (f *FS) decide(ev *gate.Event) gate.Verdict {
-	var st unix.Stat_t
-	if err := unix.Fstat(ev.FD, &st); err != nil {
-		return gate.Deny(unix.EIO)
-	}
 	f.gating.mu.RLock()
-	w := f.gating.byIno[st.Ino]
+	w := f.gating.byIno[ev.Inode]
 	f.gating.mu.RUnlock()
 	if w == nil {
 		return gate.Allow
@@ -222,11 +225,11 @@ func (f *FS) decide(ev *gate.Event) gate.Verdict {
 	}
 	defer v.changing.RUnlock()
 	// What is not exact yet waits for what is being written.
-	if !n.mu.TryLock() {
+	if !n.tryLock() {
 		go f.decideLater(w, ev)
 		return gate.Later
 	}
-	defer n.mu.Unlock()
+	defer n.unlock()
 	if !w.exact {
 		go f.decideLater(w, ev)
 		return gate.Later
@@ -245,8 +248,8 @@ func (f *FS) decideLater(w *writing, ev *gate.Event) {
 	v := w.n.vol
 	v.changing.RLock()
 	defer v.changing.RUnlock()
-	w.n.mu.Lock()
-	defer w.n.mu.Unlock()
+	w.n.lock()
+	defer w.n.unlock()
 	verdict = f.judgeLocked(w, ev)
 }
 
@@ -309,14 +312,14 @@ func (f *FS) ungateVolume(v *volume) {
 
 func (f *FS) freeAll(v *volume) {
 	for _, w := range v.writers.list() {
-		if w.n.mu.TryLock() {
+		if w.n.tryLock() {
 			if w.n.writing == w {
 				if w.braked && w.lifts == 0 {
 					f.setBrakeLocked(w, false)
 				}
 				f.freeLocked(w)
 			}
-			w.n.mu.Unlock()
+			w.n.unlock()
 		}
 	}
 }
@@ -366,11 +369,11 @@ func (f *FS) thaw(v *volume) {
 func (f *FS) readAll(v *volume) error {
 	var errs []error
 	for _, w := range v.writers.list() {
-		w.n.mu.Lock()
+		w.n.lock()
 		if w.n.writing == w {
 			errs = append(errs, f.readWrittenLocked(w))
 		}
-		w.n.mu.Unlock()
+		w.n.unlock()
 	}
 	return errors.Join(errs...)
 }
@@ -388,11 +391,11 @@ func (f *FS) refresh(v *volume) {
 	}
 	defer v.changing.RUnlock()
 	for _, w := range v.writers.list() {
-		if w.n.mu.TryLock() {
+		if w.n.tryLock() {
 			if w.n.writing == w {
 				_ = f.readWrittenLocked(w) // it stays what it was
 			}
-			w.n.mu.Unlock()
+			w.n.unlock()
 		}
 	}
 }
@@ -401,11 +404,11 @@ func (f *FS) refresh(v *volume) {
 func (f *FS) shut(v *volume) {
 	f.gateVolume(v)
 	for _, w := range v.writers.list() {
-		w.n.mu.Lock()
+		w.n.lock()
 		if w.n.writing == w && w.braked {
 			f.setBrakeLocked(w, false)
 		}
-		w.n.mu.Unlock()
+		w.n.unlock()
 	}
 }
 
@@ -426,7 +429,7 @@ func (f *FS) Writers(id string) int {
 // used. but is locked already.
 func (f *FS) squeeze(v *volume, but *writing) {
 	for _, w := range v.writers.list() {
-		if w == but || !w.n.mu.TryLock() {
+		if w == but || !w.n.tryLock() {
 			continue
 		}
 		switch {
@@ -436,7 +439,7 @@ func (f *FS) squeeze(v *volume, but *writing) {
 		default:
 			_ = f.foldLocked(w, f.over)
 		}
-		w.n.mu.Unlock()
+		w.n.unlock()
 	}
 }
 
@@ -618,12 +621,12 @@ func (f *FS) lift(n *node) (done func()) {
 	if n.vol == nil || n.vol.writers.brakes.Load() == 0 {
 		return func() {}
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.lock()
+	defer n.unlock()
 	lifted := f.liftLocked(n)
 	return func() {
-		n.mu.Lock()
-		defer n.mu.Unlock()
+		n.lock()
+		defer n.unlock()
 		lifted()
 	}
 }

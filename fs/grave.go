@@ -64,13 +64,13 @@ func (f *FS) emptyGraves(v *volume, only *node) {
 	v.emptying.Lock()
 	defer v.emptying.Unlock()
 	for _, n := range v.listGraves() {
-		if only != nil && n != only || !n.mu.TryLock() {
+		if only != nil && n != only || !n.tryLock() {
 			continue
 		}
 		if n.opens == 0 && n.grave >= 0 {
 			f.emptyGraveLocked(n)
 		}
-		n.mu.Unlock()
+		n.unlock()
 	}
 }
 
@@ -95,23 +95,23 @@ func (n *node) closeGraveLocked() {
 // closeGraves lets go of the graves of a volume that is no longer served.
 func (f *FS) closeGraves(v *volume) {
 	for _, n := range v.listGraves() {
-		n.mu.Lock()
+		n.lock()
 		if n.grave >= 0 {
 			n.closeGraveLocked()
 		}
-		n.mu.Unlock()
+		n.unlock()
 	}
 }
 
 // buried returns what the graves hold; changes are shut out.
 func (f *FS) buried(v *volume) (sum quota.Usage, err error) {
 	for _, n := range v.listGraves() {
-		n.mu.Lock()
+		n.lock()
 		if n.grave >= 0 {
 			err = f.loadLocked(n, n.grave)
-			sum = sum.Add(quota.Usage{Bytes: n.charge, Inodes: 1})
+			sum = sum.Add(quota.Usage{Bytes: n.charge(), Inodes: 1})
 		}
-		n.mu.Unlock()
+		n.unlock()
 		if err != nil {
 			return sum, err
 		}

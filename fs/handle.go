@@ -6,19 +6,23 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/fs/state"
 )
 
 // file is one open file or directory.
 type file struct {
 	node  *node
 	flags uint32 // as the caller opened it
+	// record is what the next daemon must know.
+	record *state.Handle
 
 	// mu is held shared while fd is used, exclusively to close it.
 	mu sync.RWMutex
 	fd int // -1 once closed
 	// borrowed tells that fd is the node's backing file's, or its writing's.
 	borrowed bool
-	// writes tells that it is counted in the node's writing.
+	// writes tells that it is counted in the node's writing; guarded by node.mu.
 	writes bool
 
 	dir dirStream // directories only
@@ -50,21 +54,46 @@ func (h *file) use() error {
 
 func (h *file) done() { h.mu.RUnlock() }
 
-// handleTable maps the handle numbers that the kernel holds to open files.
-type handleTable struct {
-	mu   sync.RWMutex
-	open map[uint64]*file
-	next uint64
+// handleWrites is a bit of state.Handle: file.writes.
+const handleWrites = 1
+
+func (h *file) setWrites(writes bool) {
+	h.writes = writes
+	if h.record != nil {
+		h.record.Bits = handleBits(h)
+	}
 }
 
-func (t *handleTable) init() { t.open = make(map[uint64]*file) }
+func handleBits(h *file) uint32 {
+	if h.writes {
+		return handleWrites
+	}
+	return 0
+}
 
-func (t *handleTable) add(h *file) uint64 {
+// handleTable maps the handle numbers that the kernel holds to open files.
+type handleTable struct {
+	state *state.Region
+
+	mu   sync.RWMutex
+	open map[uint64]*file
+}
+
+func (t *handleTable) init(region *state.Region) {
+	t.state, t.open = region, make(map[uint64]*file)
+}
+
+// add makes a handle; unique is that of the request that opens it.
+func (t *handleTable) add(h *file, unique uint64) uint64 {
+	r, err := t.state.AddHandle(h.node.id, h.flags, handleBits(h), unique)
+	if err != nil {
+		panic(err) // there are more than can be: the request is answered with EIO
+	}
+	h.record = r
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.next++
-	t.open[t.next] = h
-	return t.next
+	t.open[r.ID] = h
+	return r.ID
 }
 
 func (t *handleTable) get(fh uint64) (*file, error) {
@@ -84,6 +113,9 @@ func (t *handleTable) take(fh uint64) *file {
 	return h
 }
 
+// forget ends what take has begun: whoever takes over finds the handle until then.
+func (t *handleTable) forget(h *file) { t.state.RemoveHandle(h.record) }
+
 func (t *handleTable) drain() []*file {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -93,6 +125,19 @@ func (t *handleTable) drain() []*file {
 		delete(t.open, fh)
 	}
 	return all
+}
+
+// of lists a node's open files.
+func (t *handleTable) of(n *node) []*file {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var files []*file
+	for _, h := range t.open {
+		if h.node == n {
+			files = append(files, h)
+		}
+	}
+	return files
 }
 
 // nodesOf lists the nodes of a volume's open files.

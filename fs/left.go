@@ -160,7 +160,7 @@ func (l *Left) holdLocked(file *leftFile) {
 		if fd >= 0 {
 			syscall.Close(fd)
 		}
-		f.nodes.unpin(n)
+		f.forgotten(f.nodes.unpin(n))
 		return
 	}
 	file.w = w
@@ -202,15 +202,15 @@ func (l *Left) settle(held []*leftFile) {
 	for _, file := range held {
 		w, n := file.w, file.w.n
 		v.changing.RLock()
-		n.mu.Lock()
-		n.charge, n.charged, n.dense = file.charge, true, false
+		n.lock()
+		n.setChargeLocked(file.charge)
+		n.charged, n.dense = true, false
 		n.setUnsureLocked(false)
 		if file.orphan != "" {
 			n.setOrphanLocked(file.orphan)
 		}
 		n.ownRareLocked().writing = w
-		n.set(stores, true)
-		n.mappable = true
+		n.set(stores|mappable|markWritten|markLeft, true)
 		ws.mu.Lock()
 		if len(ws.all) == 0 {
 			ws.gated.Store(v.ledger.Free().Bytes < ws.below)
@@ -221,7 +221,7 @@ func (l *Left) settle(held []*leftFile) {
 		if err := f.readWrittenLocked(w); err != nil {
 			l.warn("charge of a written file", err)
 		}
-		n.mu.Unlock()
+		n.unlock()
 		v.changing.RUnlock()
 	}
 	if len(held) > 0 {
@@ -278,16 +278,16 @@ func (f *FS) leftEndedLocked(n *node) {
 	}
 	f.left.ends.Go(func() {
 		if n.has(nameless) && n.vol.begin() == nil {
-			n.mu.Lock()
+			n.lock()
 			if n.opens == 0 && n.orphan != "" {
 				if err := f.removeOrphanLocked(n); err != nil {
 					f.log.Sugar().Errorw("reap orphan", "volume", n.vol.id, "orphan", n.orphan, "error", err)
 				}
 			}
-			n.mu.Unlock()
+			n.unlock()
 			n.vol.end()
 		}
-		f.Forget(n.id, 1)
+		f.forgotten(f.nodes.unpin(n))
 	})
 }
 

@@ -7,8 +7,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"unsafe"
+
 	"golang.org/x/sys/unix"
 
+	"github.com/croftfs/croft/fs/state"
 	"github.com/croftfs/croft/quota"
 )
 
@@ -30,12 +33,21 @@ func (k *handleKey) fileHandle() unix.FileHandle {
 
 // node is one backing inode that the kernel knows, or that an operation holds.
 // There may be millions: what few of them need is in rare. TestNodeSize.
+//
+// What the next daemon must know is in its record, which is the region's as long as
+// the kernel knows it or has it open: its id, the kernel's lookups of it (guarded by
+// nodeTable.mu), its charge, marks and mode of I/O.
+//
+// INVARIANT: its charge is what the ledger holds for this inode, in bytes.
 type node struct {
 	id  uint64
 	vol *volume
 
-	next    [2]*node // guarded by nodeTable.mu: the chains of byID and byKey
-	lookups uint64   // guarded by nodeTable.mu: the kernel's, and one of who pinned it
+	record atomic.Pointer[state.Node] // changed with mu held
+	next   [2]*node                   // guarded by nodeTable.mu: the chains of byID and byKey
+	// pins counts who keeps it known as a lookup does, holds who keeps it in the
+	// table only. Guarded by nodeTable.mu.
+	pins, holds uint32
 
 	key handleKey
 	typ uint8 // S_IFMT bits >> 12; never change
@@ -50,19 +62,9 @@ type node struct {
 	mu sync.Mutex
 	// rare is noRare until the node needs one of its own; see ownRareLocked.
 	*rare
-	// INVARIANT: charge is what the ledger holds for this inode, in bytes.
-	charge uint64
-	size   uint64
+	size uint64
 	// opens counts open handles.
 	opens uint32
-
-	// marks are what is looked at without the lock.
-	marks atomic.Uint32
-	// mappable tells that the kernel may have the backing file open, for a mapping
-	// or for a close that it has not finished.
-	mappable bool
-	// stale tells that the mount's page cache may be behind the file.
-	stale bool
 
 	// charged tells that charge, size, prealloc and dense are known.
 	charged bool
@@ -70,7 +72,8 @@ type node struct {
 	dense bool
 }
 
-// The bits of node.marks. They are changed with node.mu held.
+// The marks of a node: bits of its record, which are looked at without the lock and changed
+// with node.mu held. The next daemon knows them by these numbers.
 const (
 	// nameless is set while orphan or gone is.
 	nameless = 1 << iota
@@ -82,15 +85,74 @@ const (
 	refused
 	// nocaps tells that the inode has no security.capability.
 	nocaps
+	// mappable tells that the kernel may have the backing file open, for a mapping
+	// or for a close that it has not finished.
+	mappable
+	// stale tells that the mount's page cache may be behind the file.
+	stale
+	// These are what rare.orphan, replaced, exclusive, unsure and writing are, and
+	// writing.left.
+	markOrphan
+	markReplaced
+	markExclusive
+	markUnsure
+	markWritten
+	markLeft
 )
 
-func (n *node) has(mark uint32) bool { return n.marks.Load()&mark != 0 }
+func (n *node) rec() *state.Node { return n.record.Load() }
+
+func (n *node) has(mark uint32) bool { return n.rec().Bits.Load()&mark != 0 }
 
 func (n *node) set(mark uint32, on bool) {
-	if on {
-		n.marks.Or(mark)
+	if bits := &n.rec().Bits; on {
+		bits.Or(mark)
 	} else {
-		n.marks.And(^mark)
+		bits.And(^mark)
+	}
+}
+
+// lock takes node.mu. Whoever takes over while it is held measures the inode again.
+func (n *node) lock() {
+	n.mu.Lock()
+	n.rec().Busy = true
+}
+
+func (n *node) tryLock() bool {
+	if !n.mu.TryLock() {
+		return false
+	}
+	n.rec().Busy = true
+	return true
+}
+
+func (n *node) unlock() {
+	r := n.rec()
+	if r.Known && !n.charged && !n.unsure && n.grave < 0 && n.held == (quota.Usage{}) {
+		r.Known = false // only this change wanted it
+	}
+	r.Busy = false
+	n.mu.Unlock()
+}
+
+func (n *node) charge() uint64 { return n.rec().Charge }
+
+// setChargeLocked says what the ledger holds for the inode.
+func (n *node) setChargeLocked(charge uint64) {
+	r := n.rec()
+	r.Charge, r.Known = charge, true
+}
+
+func (n *node) setIO(mode ioMode) {
+	n.io = mode
+	n.rec().IO = uint8(mode)
+}
+
+func (n *node) setBacking(b backing) {
+	n.backing = b
+	n.rec().Backing = b.id
+	if b.id > 0 {
+		n.vol.state.SetBacking(b.id)
 	}
 }
 
@@ -113,6 +175,8 @@ type rare struct {
 	unsure bool
 	// gone holds the last attributes once the last name went and no orphan was kept.
 	gone *unix.Stat_t
+	// kept is where the next daemon finds it.
+	kept *state.Gone
 	// held is what a removed but open directory is charged until the last close,
 	// and a lingering file until it is forgotten.
 	held quota.Usage
@@ -132,8 +196,19 @@ type rare struct {
 // noRare is what all nodes share that have no rare of their own; never written to.
 var noRare = &rare{grave: -1}
 
+// newNode makes a node that is in no table; its record is its own.
 func newNode(id uint64, v *volume, key handleKey, mode uint32) *node {
-	return &node{id: id, vol: v, key: key, typ: uint8(mode & unix.S_IFMT >> 12), rare: noRare}
+	return makeNode(new(state.Node), id, v, key, mode)
+}
+
+func makeNode(r *state.Node, id uint64, v *volume, key handleKey, mode uint32) *node {
+	n := &node{id: id, vol: v, key: key, typ: uint8(mode & unix.S_IFMT >> 12), rare: noRare}
+	r.HandleType, r.HandleLen, r.HandleData, r.Type = key.typ, key.len, key.data, n.typ
+	if v != nil {
+		r.Volume = v.index
+	}
+	n.record.Store(r)
+	return n
 }
 
 // ownRareLocked makes what is in rare the node's own, which may be written to.
@@ -154,6 +229,7 @@ func (n *node) setPreallocLocked(end uint64) {
 func (n *node) setUnsureLocked(unsure bool) {
 	if n.unsure != unsure {
 		n.ownRareLocked().unsure = unsure
+		n.set(markUnsure, unsure)
 	}
 }
 
@@ -163,10 +239,11 @@ func (n *node) isRegular() bool { return n.typ == unix.S_IFREG>>12 }
 
 // nodeTable maps node ids and file handles to nodes.
 type nodeTable struct {
+	state *state.Region
+
 	mu    sync.RWMutex
 	byID  nodeIndex
 	byKey nodeIndex
-	next  uint64
 	seed  maphash.Seed
 
 	// dropped counts the nodes that left since the garbage was last collected;
@@ -183,11 +260,11 @@ const (
 	collectDelay = time.Second
 )
 
-func (t *nodeTable) init() {
+func (t *nodeTable) init(region *state.Region) {
+	t.state = region
 	t.seed = maphash.MakeSeed()
 	t.byID = nodeIndex{link: 0, hash: func(n *node) uint64 { return n.id }}
 	t.byKey = nodeIndex{link: 1, hash: func(n *node) uint64 { return t.hash(&n.key) }}
-	t.next = rootIno
 }
 
 func (t *nodeTable) hash(key *handleKey) uint64 { return maphash.Bytes(t.seed, key.data[:key.len]) }
@@ -230,8 +307,10 @@ func (t *nodeTable) find(v *volume, key handleKey, mode uint32) *node {
 func (t *nodeTable) knows(n *node) bool {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return n.lookups > 0
+	return n.knownLocked()
 }
+
+func (n *node) knownLocked() bool { return n.rec().Lookups > 0 || n.pins > 0 }
 
 // of lists the nodes of a volume.
 func (t *nodeTable) of(v *volume) []*node {
@@ -247,45 +326,92 @@ func (t *nodeTable) of(v *volume) []*node {
 }
 
 // lookup returns the node of a backing inode and counts one lookup of the
-// kernel. made is called on a node that is new, before anyone else sees it.
-func (t *nodeTable) lookup(v *volume, key handleKey, mode uint32, made func(*node)) *node {
+// kernel, which the answer to q gives away. made is called on a node that is new, before anyone else sees it.
+func (t *nodeTable) lookup(q *state.Request, v *volume, key handleKey, mode uint32, made func(*node)) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	n := t.nodeLocked(v, key, mode, made)
+	t.state.AddLookup(n.rec(), n.id, q)
+	return n
+}
+
+// pin keeps a node known until unpin, as a lookup does.
+func (t *nodeTable) pin(v *volume, key handleKey, mode uint32) *node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.nodeLocked(v, key, mode, nil)
+	n.rec().ID = n.id
+	n.pins++
+	return n
+}
+
+// hold keeps a node in the table until drop.
+func (t *nodeTable) hold(n *node) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n.holds++
+}
+
+// nodeLocked returns the node of a backing inode, a new one if need be.
+func (t *nodeTable) nodeLocked(v *volume, key handleKey, mode uint32, made func(*node)) *node {
 	n := t.findLocked(&key)
 	// A node left over from a volume that was removed gives way.
 	if n == nil || n.vol != v {
 		if n != nil {
 			t.byKey.remove(n)
 		}
-		t.next++
-		n = newNode(t.next, v, key, mode)
+		r, id, err := t.state.AddNode()
+		if err != nil {
+			panic(err) // there are more than can be: the request is answered with EIO
+		}
+		n = makeNode(r, id, v, key, mode)
+		v.nodes.Add(1)
 		if made != nil {
 			made(n)
 		}
 		t.byID.add(n)
 		t.byKey.add(n)
 	}
-	n.lookups++
 	return n
 }
 
-// pin keeps the node of a volume's root, until unpin, as a lookup does.
-func (t *nodeTable) pin(v *volume, key handleKey, mode uint32) *node {
-	return t.lookup(v, key, mode, nil)
-}
-
-func (t *nodeTable) unpin(n *node) { t.forget(n.id, 1) }
-
-// forget takes back lookups; at zero the node leaves the table and is returned.
+// forget takes back lookups; at zero the node is returned.
 func (t *nodeTable) forget(id, lookups uint64) *node {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	n := t.getLocked(id)
-	if n == nil {
+	if n == nil || !n.knownLocked() {
+		t.mu.Unlock()
 		return nil
 	}
-	if n.lookups -= min(lookups, n.lookups); n.lookups > 0 {
+	r := n.rec()
+	r.Lookups -= min(lookups, r.Lookups)
+	return t.unlockLess(n)
+}
+
+// unpin returns the node when the kernel does not know it any more, either.
+func (t *nodeTable) unpin(n *node) *node {
+	t.mu.Lock()
+	n.pins--
+	return t.unlockLess(n)
+}
+
+// drop ends hold.
+func (t *nodeTable) drop(n *node) {
+	t.mu.Lock()
+	n.holds--
+	t.unlockLess(n)
+}
+
+// unlockLess ends what has made the node less wanted. It returns the node when the kernel does
+// not know it any more; one that nobody holds leaves the table.
+func (t *nodeTable) unlockLess(n *node) *node {
+	if n.knownLocked() {
+		t.mu.Unlock()
 		return nil
+	}
+	if n.holds > 0 {
+		t.mu.Unlock()
+		return n
 	}
 	t.byID.remove(n)
 	t.byKey.remove(n)
@@ -294,6 +420,22 @@ func (t *nodeTable) forget(id, lookups uint64) *node {
 		t.collecting = true
 		time.AfterFunc(collectDelay, t.collect)
 	}
+	t.mu.Unlock()
+	if n.vol.nodes.Add(-1) == 0 && n.vol.removed.Load() {
+		t.state.RemoveVolume(n.vol.index)
+	}
+	// Who has the node still, has it with a record of its own.
+	n.mu.Lock()
+	if n.kept != nil {
+		t.state.RemoveGone(n.kept)
+		n.kept = nil
+	}
+	r, own := n.rec(), new(state.Node)
+	*own = state.Node{Charge: r.Charge, Known: r.Known, Busy: true}
+	own.Bits.Store(r.Bits.Load())
+	n.record.Store(own)
+	n.mu.Unlock()
+	t.state.RemoveNode(r)
 	return n
 }
 
@@ -302,13 +444,16 @@ func (t *nodeTable) collect() {
 	t.dropped, t.collecting = 0, false
 	t.mu.Unlock()
 	runtime.GC()
+	t.state.TrimNodes()
 }
 
 // Forget takes back lookups of a node. With the last one goes what is kept for
 // it: a directory's descriptor, which would pin the directory once it is removed
 // under another node, and a grave.
-func (f *FS) Forget(nodeid, nlookup uint64) {
-	n := f.nodes.forget(nodeid, nlookup)
+func (f *FS) Forget(nodeid, nlookup uint64) { f.forgotten(f.nodes.forget(nodeid, nlookup)) }
+
+// forgotten is called with a node that is not known any more, or nil.
+func (f *FS) forgotten(n *node) {
 	if n != nil && n.has(stores) {
 		f.forgetWriting(n)
 	}
@@ -320,11 +465,11 @@ func (f *FS) Forget(nodeid, nlookup uint64) {
 		f.reapForgotten(n)
 	case n.has(nameless) && n.vol.changing.TryRLock(): // else Quiesce empties the graves
 		f.emptyGraves(n.vol, n)
-		n.mu.Lock() // a last close may have buried it meanwhile
+		n.lock() // a last close may have buried it meanwhile
 		if n.opens == 0 && n.grave >= 0 {
 			f.emptyGraveLocked(n)
 		}
-		n.mu.Unlock()
+		n.unlock()
 		n.vol.changing.RUnlock()
 	}
 }
@@ -336,8 +481,8 @@ func (f *FS) forgetWriting(n *node) {
 		return // the sampler will find it
 	}
 	defer n.vol.changing.RUnlock()
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.lock()
+	defer n.unlock()
 	if n.writing != nil && n.opens == 0 && !n.lingers {
 		f.endWritingLocked(n.writing)
 	}
@@ -347,7 +492,19 @@ func (f *FS) forgetWriting(n *node) {
 // it has a name in the tree (again).
 func (n *node) setOrphanLocked(name string) {
 	n.ownRareLocked().orphan = name
+	n.set(markOrphan, name != "")
 	n.set(nameless, name != "" || n.gone != nil)
+}
+
+// keepStat keeps an inode's last attributes for the next daemon, once: what of it cannot be kept
+// is answered with fewer.
+func (n *node) keepStat(st *unix.Stat_t) {
+	if n.id == 0 || n.kept != nil {
+		return
+	}
+	if g, err := n.vol.state.SetGone(n.id, (*[unsafe.Sizeof(*st)]byte)(unsafe.Pointer(st))[:]); err == nil {
+		n.ownRareLocked().kept = g
+	}
 }
 
 // lostLocked tells that the inode is no more, and its charge given back: it must
@@ -357,8 +514,8 @@ func (n *node) lostLocked() bool {
 }
 
 func (n *node) lingering() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.lock()
+	defer n.unlock()
 	return n.lingers
 }
 
@@ -366,5 +523,7 @@ func (n *node) lingering() bool {
 func (n *node) setGoneLocked(st *unix.Stat_t) {
 	own := n.ownRareLocked()
 	own.orphan, own.gone = "", st
+	n.set(markOrphan, false)
 	n.set(nameless, true)
+	n.keepStat(st)
 }

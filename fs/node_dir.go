@@ -8,6 +8,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/croftfs/croft/fs/state"
 	"github.com/croftfs/croft/quota"
 )
 
@@ -27,7 +28,7 @@ func (f *FS) parent(id uint64) (*node, error) {
 // Lookup finds a name. A name that is not there is cached by the kernel too.
 func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	if in.NodeId == rootIno {
-		return f.lookupVolume(name, out)
+		return f.lookupVolume(f.request(in), name, out)
 	}
 	n, err := f.parent(in.NodeId)
 	if err != nil {
@@ -41,7 +42,7 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 		return toStatus(err)
 	}
 	defer f.putDir(d)
-	err = f.lookupChild(n.vol, d.fd, name, out)
+	err = f.lookupChild(f.request(in), n.vol, d.fd, name, out)
 	if err == unix.ENOENT {
 		*out = fuse.EntryOut{}
 		out.SetEntryTimeout(cacheTimeout)
@@ -50,17 +51,17 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 	return toStatus(err)
 }
 
-// lookupChild fills out for a name and counts a lookup of its node.
-func (f *FS) lookupChild(v *volume, dirfd int, name string, out *fuse.EntryOut) error {
+// lookupChild fills out for a name and counts a lookup of its node, for the request q.
+func (f *FS) lookupChild(q *state.Request, v *volume, dirfd int, name string, out *fuse.EntryOut) error {
 	key, st, err := describeAt(dirfd, name)
 	if err != nil {
 		return err
 	}
-	fillEntry(out, f.nodes.lookup(v, key, st.Mode, nil), &st)
+	fillEntry(out, f.nodes.lookup(q, v, key, st.Mode, nil), &st)
 	return nil
 }
 
-func (f *FS) lookupVolume(name string, out *fuse.EntryOut) fuse.Status {
+func (f *FS) lookupVolume(q *state.Request, name string, out *fuse.EntryOut) fuse.Status {
 	v, err := f.volume(name)
 	if err != nil {
 		// Not cached: the volume may be made at any time.
@@ -71,7 +72,7 @@ func (f *FS) lookupVolume(name string, out *fuse.EntryOut) fuse.Status {
 	if err != nil {
 		return toStatus(err)
 	}
-	n := f.nodes.lookup(v, v.root.key, st.Mode, nil)
+	n := f.nodes.lookup(q, v, v.root.key, st.Mode, nil)
 	fillEntry(out, n, &st)
 	return fuse.OK
 }
@@ -79,10 +80,11 @@ func (f *FS) lookupVolume(name string, out *fuse.EntryOut) fuse.Status {
 // make performs what makes an inode: it reserves the inode and worst bytes,
 // calls create in the parent's directory, finds out what came of it and charges
 // that. create returns a descriptor of the inode, or -1 to have it looked up by
-// name. done gets the node, looked up once, and the descriptor; one that create
-// returned is done's from then on.
-func (f *FS) make(parent uint64, name string, worst uint64, create func(*dirFD) (int, error), done func(*node, *unix.Stat_t, int)) error {
-	p, err := f.parent(parent)
+// name; made tells it that an earlier daemon has made the inode already. done gets
+// the node, looked up once, and the descriptor; one that create returned is done's
+// from then on.
+func (f *FS) make(in *fuse.InHeader, name string, worst uint64, create func(d *dirFD, made bool) (int, error), done func(*node, *unix.Stat_t, int)) error {
+	p, err := f.parent(in.NodeId)
 	if err != nil {
 		return err
 	}
@@ -96,25 +98,35 @@ func (f *FS) make(parent uint64, name string, worst uint64, create func(*dirFD) 
 		return err
 	}
 	defer f.putDir(d)
-	reserved := quota.Usage{Bytes: worst, Inodes: 1}
-	if err := f.reserve(v, reserved); err != nil {
-		return err
-	}
-	fd, err := create(d)
+	t := f.try(in)
+	made := t.again && name != "" && exists(d.fd, name)
+	reserved, err := t.reserve(v, quota.Usage{Bytes: worst, Inodes: 1})
 	if err != nil {
-		v.ledger.Settle(reserved, quota.Delta{})
 		return err
 	}
-	if err := f.adopt(d, name, fd, reserved, done); err != nil {
+	t.trying()
+	fd, err := create(d, made)
+	if err != nil {
+		t.failed(v, reserved)
+		return err
+	}
+	t.step("made")
+	if err := f.adopt(t, d, name, fd, reserved, done); err != nil {
 		// It is there and was not seen: all that was reserved stays charged.
-		v.ledger.Settle(reserved, quota.Delta{Bytes: int64(worst), Inodes: 1})
+		t.settle(v, reserved, quota.Delta{Bytes: int64(worst), Inodes: 1})
 		return err
 	}
 	return nil
 }
 
+// exists tells whether there is such a name.
+func exists(dirfd int, name string) bool {
+	var st unix.Stat_t
+	return unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil
+}
+
 // adopt charges a new inode and makes its node.
-func (f *FS) adopt(d *dirFD, name string, fd int, reserved quota.Usage, done func(*node, *unix.Stat_t, int)) error {
+func (f *FS) adopt(t *attempt, d *dirFD, name string, fd int, reserved quota.Usage, done func(*node, *unix.Stat_t, int)) error {
 	kept := fd >= 0
 	if !kept {
 		var err error
@@ -135,12 +147,15 @@ func (f *FS) adopt(d *dirFD, name string, fd int, reserved quota.Usage, done fun
 		return err
 	}
 	v := d.node.vol
-	n := f.nodes.lookup(v, key, st.Mode, func(n *node) {
-		n.charged, n.charge, n.size = true, charge, uint64(st.Size)
-		n.dense, n.io = n.isRegular(), ioNone
+	// The charge is in the ledger before the node has it: see fs/state.
+	t.settle(v, reserved, quota.Delta{Bytes: int64(charge), Inodes: 1})
+	n := f.nodes.lookup(t.request, v, key, st.Mode, func(n *node) {
+		n.setChargeLocked(charge)
+		n.charged, n.size = true, uint64(st.Size)
+		n.dense = n.isRegular()
+		n.setIO(ioNone)
 		n.set(nocaps, true)
 	})
-	v.ledger.Settle(reserved, quota.Delta{Bytes: int64(charge), Inodes: 1})
 	done(n, &st, fd)
 	return nil
 }
@@ -150,7 +165,10 @@ func (f *FS) makeEntry(in *fuse.InHeader, umask uint32, name string, worst uint6
 	if err := checkName(name); err != nil {
 		return toStatus(err)
 	}
-	return toStatus(f.make(in.NodeId, name, worst, func(d *dirFD) (int, error) {
+	return toStatus(f.make(in, name, worst, func(d *dirFD, made bool) (int, error) {
+		if made {
+			return -1, nil
+		}
 		return -1, asCaller(&in.Caller, umask, func() error { return create(d.fd) })
 	}, func(n *node, st *unix.Stat_t, _ int) { fillEntry(out, n, st) }))
 }
@@ -218,15 +236,19 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 		return toStatus(err)
 	}
 	defer f.putDir(d)
-	if err := f.link(n, d, name); err != nil {
-		return toStatus(err)
+	t := f.try(&in.InHeader)
+	if !t.again || !exists(d.fd, name) {
+		t.trying()
+		if err := f.link(t, n, d, name); err != nil {
+			return toStatus(err)
+		}
 	}
-	return toStatus(f.lookupChild(v, d.fd, name, out))
+	return toStatus(f.lookupChild(t.request, v, d.fd, name, out))
 }
 
-func (f *FS) link(n *node, d *dirFD, name string) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+func (f *FS) link(t *attempt, n *node, d *dirFD, name string) error {
+	n.lock()
+	defer n.unlock()
 	defer f.liftLocked(n)()
 	if n.exclusive {
 		return unix.ENOENT
@@ -236,6 +258,7 @@ func (f *FS) link(n *node, d *dirFD, name string) error {
 		err := f.withFD(n.vol.orphans, func(orphans int) error {
 			return unix.Renameat2(orphans, n.orphan, d.fd, name, unix.RENAME_NOREPLACE)
 		})
+		t.step("made")
 		if err != nil {
 			return err
 		}
@@ -251,6 +274,7 @@ func (f *FS) link(n *node, d *dirFD, name string) error {
 		err = unix.Linkat(fd, "", d.fd, name, unix.AT_EMPTY_PATH)
 		syscall.Close(fd)
 	}
+	t.step("made")
 	if err != nil {
 		n.vol.ledger.Settle(cost, quota.Delta{})
 		return err
@@ -310,7 +334,10 @@ func (f *FS) loadVictimLocked(w *victim) error {
 		return f.loadLocked(n, w.fd)
 	}
 	// Only the charge is wanted: charged stays false.
-	_, n.charge, _, err = f.measure(w.fd)
+	_, charge, _, err := f.measure(w.fd)
+	if err == nil {
+		n.setChargeLocked(charge)
+	}
 	return err
 }
 
@@ -334,7 +361,7 @@ func (f *FS) removedLocked(w *victim) {
 	if n.isDir() {
 		f.dirs.drop(n)
 		if n.opens > 0 {
-			n.held = quota.Usage{Bytes: n.charge, Inodes: 1}
+			n.held = quota.Usage{Bytes: n.charge(), Inodes: 1}
 			n.vol.float(n.held, 1)
 			return
 		}
@@ -352,7 +379,13 @@ func (f *FS) creditLocked(n *node) {
 	if n.writing != nil {
 		f.dropWritingLocked(n.writing)
 	}
-	n.vol.ledger.Settle(quota.Usage{}, quota.Delta{Bytes: -int64(n.charge), Inodes: -1})
+	f.creditAllLocked(n, quota.Usage{Bytes: n.charge(), Inodes: 1})
+}
+
+// creditAllLocked gives back what an inode that is no more was charged.
+func (f *FS) creditAllLocked(n *node, u quota.Usage) {
+	n.rec().Known = false // whoever takes over does not do it again
+	n.vol.ledger.Settle(quota.Usage{}, quota.Delta{Bytes: -int64(u.Bytes), Inodes: -int64(u.Inodes)})
 }
 
 // lastStat returns the attributes of an inode that has just lost its last name.
@@ -366,19 +399,19 @@ func (w *victim) lastStat() *unix.Stat_t {
 // Unlink serves unlink(2). The last name of an open file becomes a name in the
 // orphans directory.
 func (f *FS) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
-	return toStatus(f.remove(in.NodeId, name, 0))
+	return toStatus(f.remove(in, name, 0))
 }
 
 // Rmdir serves rmdir(2).
 func (f *FS) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
-	return toStatus(f.remove(in.NodeId, name, unix.AT_REMOVEDIR))
+	return toStatus(f.remove(in, name, unix.AT_REMOVEDIR))
 }
 
-func (f *FS) remove(parent uint64, name string, flags int) error {
+func (f *FS) remove(in *fuse.InHeader, name string, flags int) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	p, err := f.parent(parent)
+	p, err := f.parent(in.NodeId)
 	if err != nil {
 		return err
 	}
@@ -391,8 +424,11 @@ func (f *FS) remove(parent uint64, name string, flags int) error {
 		return err
 	}
 	defer f.putDir(d)
+	t := f.try(in)
 	w, err := f.victim(d, name)
-	if err != nil {
+	if err == unix.ENOENT && t.again {
+		return nil // the earlier daemon has removed it
+	} else if err != nil {
 		return err
 	}
 	defer w.close()
@@ -403,26 +439,32 @@ func (f *FS) remove(parent uint64, name string, flags int) error {
 		}
 		return unix.EISDIR
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.lock()
+	defer n.unlock()
 	defer f.liftLocked(n)()
 	if err := f.loadVictimLocked(w); err != nil {
 		return err
 	}
+	t.trying()
 	if w.orphanedLocked() {
 		orphan := orphanName(w.st.Ino)
 		err := f.withFD(n.vol.orphans, func(orphans int) error {
 			return unix.Renameat2(d.fd, name, orphans, orphan, unix.RENAME_NOREPLACE)
 		})
+		t.step("made")
 		if err != nil {
 			return err
 		}
 		n.setOrphanLocked(orphan)
 		return nil
 	}
+	if n.isDir() && n.opens > 0 {
+		n.keepStat(w.lastStat()) // before there is nothing to be read
+	}
 	if err := unix.Unlinkat(d.fd, name, flags); err != nil {
 		return err
 	}
+	t.step("made")
 	f.removedLocked(w)
 	return nil
 }
@@ -467,12 +509,27 @@ func (f *FS) rename(in *fuse.RenameIn, oldName, newName string) error {
 	if in.Flags&unix.RENAME_EXCHANGE != 0 {
 		defer f.liftName(dst, newName)()
 	}
+	t := f.try(&in.InHeader)
+	var moved unix.Stat_t
+	err = unix.Fstatat(src.fd, oldName, &moved, unix.AT_SYMLINK_NOFOLLOW)
+	if t.again && t.moved(dst.fd, newName) {
+		if in.Flags&unix.RENAME_WHITEOUT != 0 {
+			t.settle(v, t.claimed, quota.Delta{Inodes: 1})
+		}
+		return nil
+	} else if err != nil {
+		return err
+	}
+	t.note(moved.Ino)
 	move := func() error {
-		return unix.Renameat2(src.fd, oldName, dst.fd, newName, uint(in.Flags))
+		t.trying()
+		err := unix.Renameat2(src.fd, oldName, dst.fd, newName, uint(in.Flags))
+		t.step("made")
+		return err
 	}
 	if in.Flags&unix.RENAME_WHITEOUT != 0 {
 		plain := move
-		move = func() error { return f.whiteout(v, plain) }
+		move = func() error { return f.whiteout(t, v, plain) }
 	}
 	if in.Flags&(unix.RENAME_EXCHANGE|unix.RENAME_NOREPLACE) != 0 {
 		return move() // nothing loses its last name
@@ -484,10 +541,6 @@ func (f *FS) rename(in *fuse.RenameIn, oldName, newName string) error {
 		return err
 	}
 	defer w.close()
-	var moved unix.Stat_t
-	if err := unix.Fstatat(src.fd, oldName, &moved, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
-	}
 	if moved.Ino == w.st.Ino && moved.Dev == w.st.Dev {
 		return nil // two names of one inode: rename(2) does nothing
 	}
@@ -497,8 +550,8 @@ func (f *FS) rename(in *fuse.RenameIn, oldName, newName string) error {
 // replace performs a rename that takes the victim's name away.
 func (f *FS) replace(w *victim, move func() error) error {
 	n := w.n
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.lock()
+	defer n.unlock()
 	defer f.liftLocked(n)()
 	if err := errors.Join(f.openVictim(w), f.loadVictimLocked(w)); err != nil {
 		return err
@@ -529,20 +582,20 @@ func (f *FS) replace(w *victim, move func() error) error {
 	}
 	n.setOrphanLocked(orphan)
 	n.replaced = true
+	n.set(markReplaced, true)
 	return nil
 }
 
 // whiteout performs a rename that leaves a whiteout device behind: one inode.
-func (f *FS) whiteout(v *volume, move func() error) error {
-	cost := quota.Usage{Inodes: 1}
-	if err := f.reserve(v, cost); err != nil {
-		return err
-	}
-	err := move()
+func (f *FS) whiteout(t *attempt, v *volume, move func() error) error {
+	cost, err := t.reserve(v, quota.Usage{Inodes: 1})
 	if err != nil {
-		v.ledger.Settle(cost, quota.Delta{})
 		return err
 	}
-	v.ledger.Settle(cost, quota.Delta{Inodes: 1})
+	if err = move(); err != nil {
+		t.failed(v, cost)
+		return err
+	}
+	t.settle(v, cost, quota.Delta{Inodes: 1})
 	return nil
 }

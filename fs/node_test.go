@@ -9,11 +9,13 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/fs/state"
 )
 
 // The bytes of a known inode, as ARCHITECTURE.md states them.
 const (
-	nodeSize  = 128
+	nodeSize  = 120
 	knownSize = 160 // with its share of the tables
 )
 
@@ -24,9 +26,13 @@ func keyOf(i uint64) (k handleKey) {
 }
 
 func testTable() (*nodeTable, *volume) {
+	region, err := state.New("", "", 0)
+	if err != nil {
+		panic(err)
+	}
 	t := new(nodeTable)
-	t.init()
-	return t, &volume{id: "v"}
+	t.init(region)
+	return t, &volume{id: "v", state: region}
 }
 
 func heap() int64 {
@@ -39,7 +45,7 @@ func heap() int64 {
 
 func TestNodeSize(t *testing.T) {
 	if size := unsafe.Sizeof(node{}); size != nodeSize {
-		t.Errorf("a node takes %d bytes, not %d: the allocator rounds up to 144 after that", size, nodeSize)
+		t.Errorf("a node takes %d bytes, not %d: the allocator rounds up to 128, and from there to 144", size, nodeSize)
 	}
 }
 
@@ -50,7 +56,7 @@ func TestKnownInodesInMemory(t *testing.T) {
 	before := heap()
 	ids := make([]uint64, nodes)
 	for i := range ids {
-		ids[i] = table.lookup(v, keyOf(uint64(i)), unix.S_IFREG, nil).id
+		ids[i] = table.lookup(nil, v, keyOf(uint64(i)), unix.S_IFREG, nil).id
 	}
 	ofIDs := int64(8 * nodes)
 	each := (heap() - before - ofIDs) / nodes
@@ -65,7 +71,7 @@ func TestKnownInodesInMemory(t *testing.T) {
 		t.Errorf("%d bytes are left of %d inodes after %d were forgotten", left, nodes, nodes-kept)
 	}
 	for _, id := range ids[:kept] {
-		if n := table.get(id); n == nil || n.lookups != 1 {
+		if n := table.get(id); n == nil || n.rec().Lookups != 1 {
 			t.Fatalf("node %d is %+v", id, n)
 		}
 	}
@@ -75,14 +81,15 @@ func TestKnownInodesInMemory(t *testing.T) {
 // TestForgottenNodesAreCollected wants the garbage gone though nobody allocates.
 func TestForgottenNodesAreCollected(t *testing.T) {
 	table, v := testTable()
-	for i := range uint64(2 * collectAfter) {
-		table.lookup(v, keyOf(i), unix.S_IFREG, nil)
+	ids := make([]uint64, 2*collectAfter)
+	for i := range ids {
+		ids[i] = table.lookup(nil, v, keyOf(uint64(i)), unix.S_IFREG, nil).id
 	}
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	before := m.NumForcedGC
-	for id := range table.next {
-		table.forget(id+1, 1)
+	for _, id := range ids {
+		table.forget(id, 1)
 	}
 	for deadline := time.Now().Add(10 * time.Second); m.NumForcedGC == before; runtime.ReadMemStats(&m) {
 		if time.Now().After(deadline) {
@@ -113,7 +120,7 @@ func TestNodeIndex(t *testing.T) {
 				if n := table.find(v, keyOf(i), 0); n.id != 0 {
 					t.Fatalf("key %d is node %+v", i, n)
 				}
-				want[i] = table.lookup(v, keyOf(i), unix.S_IFREG, nil).id
+				want[i] = table.lookup(nil, v, keyOf(i), unix.S_IFREG, nil).id
 			}
 		}
 		nodes := table.of(v)
@@ -134,9 +141,9 @@ func TestNodeIndex(t *testing.T) {
 // TestNodeOfRemovedVolumeGivesWay covers an inode that another volume shows now.
 func TestNodeOfRemovedVolumeGivesWay(t *testing.T) {
 	table, old := testTable()
-	v := &volume{id: "v"}
-	left := table.lookup(old, keyOf(1), unix.S_IFDIR, nil)
-	n := table.lookup(v, keyOf(1), unix.S_IFDIR, nil)
+	v := &volume{id: "v", state: old.state}
+	left := table.lookup(nil, old, keyOf(1), unix.S_IFDIR, nil)
+	n := table.lookup(nil, v, keyOf(1), unix.S_IFDIR, nil)
 	if n == left || table.get(left.id) != left {
 		t.Fatal("the nodes are one, or the old one is lost")
 	}
@@ -152,7 +159,7 @@ func TestNodeOfRemovedVolumeGivesWay(t *testing.T) {
 func TestRootStaysKnown(t *testing.T) {
 	table, v := testTable()
 	root := table.pin(v, keyOf(1), unix.S_IFDIR)
-	if table.lookup(v, keyOf(1), unix.S_IFDIR, nil) != root || table.forget(root.id, 1) != nil {
+	if table.lookup(nil, v, keyOf(1), unix.S_IFDIR, nil) != root || table.forget(root.id, 1) != nil {
 		t.Fatal("the root is forgotten while it is pinned")
 	}
 	table.unpin(root)
@@ -163,7 +170,7 @@ func TestRootStaysKnown(t *testing.T) {
 
 // TestRareIsTheNodesOwn: what one node is set to must not show in another.
 func TestRareIsTheNodesOwn(t *testing.T) {
-	v := &volume{id: "v"}
+	_, v := testTable()
 	for name, set := range map[string]func(*node){
 		"orphan":   func(n *node) { n.setOrphanLocked("x") },
 		"gone":     func(n *node) { n.setGoneLocked(&unix.Stat_t{}) },

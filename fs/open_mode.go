@@ -71,16 +71,27 @@ type Kernel interface {
 }
 
 // Attach connects the filesystem with its mount; call it before requests are served.
-func (f *FS) Attach(k Kernel, tier Tier) error {
+//
+// group is a gate's that an earlier daemon has left (gate.Options.Group), else 0.
+func (f *FS) Attach(k Kernel, tier Tier, group int) error {
+	f.closeLeaked(k)
+	f.kernel.Store(&attachment{k, tier})
 	if tier == TierGate || tier == TierHold {
 		f.holdAlways = tier == TierHold
-		if err := f.startGate(k); err != nil {
+		if err := f.startGate(k, group); err != nil {
 			return err
 		}
 	}
-	f.kernel.Store(&attachment{k, tier})
 	f.holdLeft()
 	return nil
+}
+
+// GateFD is the gate's group, -1 in tiers without one.
+func (f *FS) GateFD() int {
+	if f.gating == nil {
+		return -1
+	}
+	return f.gating.gate.FD()
 }
 
 type attachment struct {
@@ -123,11 +134,11 @@ var errChanges = errors.New("the open changes the volume")
 
 func isWriter(flags uint32) bool { return flags&unix.O_ACCMODE != unix.O_RDONLY }
 
-// openFileLocked opens a regular file and fills out. errChanges when it has to
+// openFileLocked opens a regular file for the request unique and fills out. errChanges when it has to
 // allocate for that and no change was begun.
-func (f *FS) openFileLocked(n *node, flags uint32, begun bool, out *fuse.OpenOut) error {
+func (f *FS) openFileLocked(n *node, flags uint32, unique uint64, begun bool, out *fuse.OpenOut) error {
 	if !isWriter(flags) && n.io == ioPassed && n.backing.fd >= 0 {
-		f.openedLocked(&file{node: n, fd: n.backing.fd, flags: flags, borrowed: true}, out)
+		f.openedLocked(&file{node: n, fd: n.backing.fd, flags: flags, borrowed: true}, unique, out)
 		return nil
 	}
 	writes := isWriter(flags) && f.passesWriterLocked(n)
@@ -165,20 +176,20 @@ func (f *FS) openFileLocked(n *node, flags uint32, begun bool, out *fuse.OpenOut
 	case n.io == ioPassed && !isWriter(flags):
 		n.backing.fd, h.borrowed = fd, true
 	}
-	f.openedLocked(h, out)
+	f.openedLocked(h, unique, out)
 	return nil
 }
 
 // openedLocked makes a handle of an open file, to which its descriptor belongs
 // from then on, and fills out with how the kernel is to treat it.
-func (f *FS) openedLocked(h *file, out *fuse.OpenOut) {
+func (f *FS) openedLocked(h *file, unique uint64, out *fuse.OpenOut) {
 	n := h.node
 	n.opens++
-	out.Fh = f.addHandle(h)
+	out.Fh = f.addHandle(h, unique)
 	out.OpenFlags = fuse.FOPEN_NOFLUSH
 	if n.io != ioPassed {
-		n.io = ioCached
-		if !n.stale { // nobody else changes the file
+		n.setIO(ioCached)
+		if !n.has(stale) { // nobody else changes the file
 			out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
 		}
 		return
@@ -186,7 +197,7 @@ func (f *FS) openedLocked(h *file, out *fuse.OpenOut) {
 	out.OpenFlags |= fuse.FOPEN_PASSTHROUGH
 	out.BackingID = n.backing.id
 	if isWriter(h.flags) {
-		n.stale = true
+		n.set(stale, true)
 		// Of a gated volume each call would be held, reads as well.
 		if !h.writes || n.vol.writers.gated.Load() && !f.holdAlways {
 			out.OpenFlags |= fuse.FOPEN_DIRECT_IO
@@ -194,11 +205,11 @@ func (f *FS) openedLocked(h *file, out *fuse.OpenOut) {
 	}
 	// By a writer, too: the kernel lets go of its own open file after it has
 	// sent RELEASE (fuse_passthrough_release), and the blocks stay as long.
-	n.mappable = true
+	n.set(mappable, true)
 }
 
 // openNewLocked opens a file that was just made, by the descriptor that made it.
-func (f *FS) openNewLocked(n *node, fd int, flags uint32, out *fuse.OpenOut) {
+func (f *FS) openNewLocked(n *node, fd int, flags uint32, unique uint64, out *fuse.OpenOut) {
 	_ = f.chooseModeLocked(n, fd, flags) // nobody has opened it before: it does not fail
 	h := &file{node: n, fd: fd, flags: flags}
 	if isWriter(flags) && n.io == ioPassed && f.passesWriterLocked(n) {
@@ -207,7 +218,7 @@ func (f *FS) openNewLocked(n *node, fd int, flags uint32, out *fuse.OpenOut) {
 			f.endIOLocked(n) // through the page cache, then
 		}
 	}
-	f.openedLocked(h, out)
+	f.openedLocked(h, unique, out)
 }
 
 // passesWriterLocked tells whether the kernel is to write the inode by itself when
@@ -242,17 +253,18 @@ func (f *FS) chooseModeLocked(n *node, fd int, flags uint32) error {
 		must = f.mappedLocked(n, fd) && f.passesReads()
 	}
 	if !must && !passes {
-		n.io = ioCached
+		n.setIO(ioCached)
 		return nil
 	}
 	var err error
 	if !n.charged && !n.unsure {
-		err = f.reloadLocked(n, fd)
+		err = f.loadLocked(n, fd)
 	}
 	if err == nil && (must || n.dense) {
 		var id int32
 		if id, err = f.kernel.Load().OpenBacking(fd); err == nil {
-			n.backing, n.io = backing{id: id, fd: -1}, ioPassed
+			n.setBacking(backing{id: id, fd: -1})
+			n.setIO(ioPassed)
 			return nil
 		}
 	}
@@ -262,7 +274,7 @@ func (f *FS) chooseModeLocked(n *node, fd int, flags uint32) error {
 	if err != nil {
 		f.log.Sugar().Warnw("passthrough", "volume", n.vol.id, "error", err)
 	}
-	n.io = ioCached
+	n.setIO(ioCached)
 	return nil
 }
 
@@ -271,10 +283,11 @@ func (f *FS) passLocked(n *node, fd int) error {
 	id, err := f.kernel.Load().OpenBacking(fd)
 	if err != nil {
 		f.log.Sugar().Warnw("passthrough", "volume", n.vol.id, "error", err)
-		n.io = ioCached
+		n.setIO(ioCached)
 		return nil
 	}
-	n.backing, n.io = backing{id: id, fd: -1}, ioPassed
+	n.setBacking(backing{id: id, fd: -1})
+	n.setIO(ioPassed)
 	return nil
 }
 
@@ -306,9 +319,10 @@ func (f *FS) endIOLocked(n *node) {
 	if n.io == ioCached {
 		// Not with the first open's answer: others may be answered before the
 		// kernel has dropped its pages for that one.
-		n.stale = false
+		n.set(stale, false)
 	}
-	n.io, n.backing = ioNone, backing{}
+	n.setIO(ioNone)
+	n.setBacking(backing{})
 }
 
 // mappedLocked tells whether the backing file of a node that nobody has open is
@@ -318,17 +332,17 @@ func (f *FS) endIOLocked(n *node) {
 // has left is taken for one that stores, but in a file with holes, which none can have.
 func (f *FS) mappedLocked(n *node, fd int) bool {
 	inherited := n.io == ioUnknown
-	n.io = ioNone
+	n.setIO(ioNone)
 	switch {
-	case !n.mappable && !inherited:
+	case !n.has(mappable) && !inherited:
 	case aloneWith(fd):
-		n.mappable = false
+		n.set(mappable, false)
 		n.set(shared, false)
 	case inherited && !n.unsure && f.loadLocked(n, fd) == nil && n.dense:
-		n.mappable = true
+		n.set(mappable, true)
 		n.set(shared, true)
 	}
-	return n.mappable
+	return n.has(mappable)
 }
 
 // aloneWith tells whether nothing but this descriptor has the file open: only
@@ -372,7 +386,7 @@ func (f *FS) fillGapLocked(n *node, fd int, off uint64) (end uint64, err error) 
 // lingersLocked tells whether a removed inode that nobody has open is still there,
 // because it is mapped. Then it stays charged, outside the tree, until Forget.
 func (f *FS) lingersLocked(n *node) bool {
-	if !n.mappable || !f.nodes.knows(n) {
+	if !n.has(mappable) || !f.nodes.knows(n) {
 		return false
 	}
 	fd, err := f.openNode(n, unix.O_PATH)
@@ -381,7 +395,7 @@ func (f *FS) lingersLocked(n *node) bool {
 	}
 	syscall.Close(fd)
 	n.lingers = true
-	n.held = quota.Usage{Bytes: n.charge, Inodes: 1}
+	n.held = quota.Usage{Bytes: n.charge(), Inodes: 1}
 	n.vol.float(n.held, 1)
 	return true
 }
@@ -392,8 +406,8 @@ func (f *FS) reapForgotten(n *node) {
 		return // the volume is removed
 	}
 	defer n.vol.end()
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.lock()
+	defer n.unlock()
 	if n.lingers {
 		n.lingers = false
 		if n.writing != nil {

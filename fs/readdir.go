@@ -59,7 +59,7 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 		if err != nil {
 			return toStatus(err)
 		}
-		out.Fh = f.handles.add(&file{node: newNode(rootIno, nil, handleKey{}, unix.S_IFDIR), fd: fd})
+		out.Fh = f.handles.add(&file{node: newNode(rootIno, nil, handleKey{}, unix.S_IFDIR), fd: fd}, in.Unique)
 		return fuse.OK
 	}
 	n := f.nodes.get(in.NodeId)
@@ -69,8 +69,8 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 	if err := f.handleRoom(n.vol); err != nil {
 		return toStatus(err)
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.lock()
+	defer n.unlock()
 	if n.lostLocked() {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -79,7 +79,7 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 		return toStatus(err)
 	}
 	n.opens++
-	out.Fh = f.addHandle(&file{node: n, fd: fd, flags: in.Flags})
+	out.Fh = f.addHandle(&file{node: n, fd: fd, flags: in.Flags}, in.Unique)
 	// Nobody else changes the directory: the kernel may keep what it has read.
 	out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
 	return fuse.OK
@@ -94,7 +94,11 @@ func (f *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList)
 // ReadDirPlus is ReadDir with a lookup of each name, so that ls -l asks no more.
 func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	// Here mostly four to five times as much.
+	q := f.request(&in.InHeader)
 	return f.readDir(in, in.Size/5, func(h *file, e fuse.DirEntry) bool {
+		if !q.Room() {
+			return false
+		}
 		entry := out.AddDirLookupEntry(e)
 		if entry == nil {
 			return false
@@ -103,7 +107,7 @@ func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryL
 			return true // the kernel wants no node for these
 		}
 		if h.node.id == rootIno {
-			if f.lookupVolume(e.Name, entry) != fuse.OK {
+			if f.lookupVolume(q, e.Name, entry) != fuse.OK {
 				*entry = fuse.EntryOut{}
 			}
 			return true
@@ -114,7 +118,7 @@ func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryL
 		if err != nil {
 			return true
 		}
-		fillEntry(entry, f.nodes.lookup(h.node.vol, key, st.Mode, nil), &st)
+		fillEntry(entry, f.nodes.lookup(q, h.node.vol, key, st.Mode, nil), &st)
 		return true
 	})
 }
@@ -178,7 +182,7 @@ func (f *FS) readDir(in *fuse.ReadIn, size uint32, add func(*file, fuse.DirEntry
 // listVolumes lists the volumes as they were at opendir, or are at rewinddir.
 func (f *FS) listVolumes(h *file, off uint64, add func(*file, fuse.DirEntry) bool) {
 	s := &h.dir
-	if off == 0 {
+	if off == 0 || s.names == nil { // or an earlier daemon has listed them
 		s.names = f.volumeIDs()
 	}
 	for i := off; i < uint64(len(s.names))+2; i++ {

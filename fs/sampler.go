@@ -164,7 +164,7 @@ func (f *FS) sampleVolume(v *volume) time.Duration {
 	var busy []*writing
 	for _, w := range ws.list() {
 		n := w.n
-		if !n.mu.TryLock() {
+		if !n.tryLock() {
 			continue // somebody is about it, and changes it himself
 		}
 		if n.writing == w && !ws.frozen.Load() { // what Quiesce has read stays
@@ -181,7 +181,7 @@ func (f *FS) sampleVolume(v *volume) time.Duration {
 			}
 			closing = closing || w.opens == 0
 		}
-		n.mu.Unlock()
+		n.unlock()
 	}
 	room := v.ledger.Free().Bytes
 	ws.room.Store(room)
@@ -226,11 +226,11 @@ func (f *FS) tend(v *volume, busy []*writing) {
 		defer v.writers.tending.Store(false)
 		for _, w := range busy {
 			v.changing.RLock()
-			w.n.mu.Lock()
+			w.n.lock()
 			if err := f.tendLocked(w); err != nil {
 				f.log.Sugar().Errorw("charge of a written file", "volume", v.id, "error", err)
 			}
-			w.n.mu.Unlock()
+			w.n.unlock()
 			v.changing.RUnlock()
 		}
 	}()

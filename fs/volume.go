@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/croftfs/croft/fs/state"
 	"github.com/croftfs/croft/quota"
 )
 
@@ -35,7 +36,11 @@ type VolumeConfig struct {
 // volume is a served volume.
 type volume struct {
 	id       string
-	orphans  *node // of its directory; in no table
+	state    *state.Region
+	index    uint32 // of its record
+	record   *state.Volume
+	nodes    atomic.Int64 // in the table
+	orphans  *node        // of its directory; in no table
 	ledger   *quota.Ledger
 	mark     func() error
 	counted  <-chan struct{}
@@ -93,6 +98,7 @@ func (v *volume) begin() error {
 		}
 	}
 	v.changes.Add(1)
+	v.record.Changes.Add(1)
 	return nil
 }
 
@@ -105,7 +111,13 @@ func (v *volume) enter() {
 	}
 }
 
-func (v *volume) end() { v.changing.RUnlock() }
+func (v *volume) end() {
+	v.record.Changes.Add(-1)
+	v.changing.RUnlock()
+}
+
+// leave ends enter.
+func (v *volume) leave() { v.changing.RUnlock() }
 
 func (v *volume) markDirty() error {
 	v.dirtyMu.Lock()
@@ -131,6 +143,12 @@ func (v *volume) float(u quota.Usage, sign int64) {
 	v.floating.Inodes += uint64(sign) * u.Inodes
 }
 
+func newVolume(f *FS, id string, r *state.Volume, index uint32) *volume {
+	v := &volume{id: id, state: f.state, record: r, index: index, graves: make(map[*node]struct{}), waits: f.waits}
+	v.writers.init()
+	return v
+}
+
 // AddVolume serves a volume. ErrExists when one of that id is served already.
 func (f *FS) AddVolume(c VolumeConfig) error {
 	key, st, err := describe(int(c.Root.Fd()))
@@ -141,13 +159,23 @@ func (f *FS) AddVolume(c VolumeConfig) error {
 	if err != nil {
 		return fmt.Errorf("volume %s: orphans: %w", c.ID, err)
 	}
-	v := &volume{id: c.ID, ledger: c.Ledger, mark: c.BeforeChange, counted: c.Counted,
-		graves: make(map[*node]struct{}), waits: f.waits}
-	v.writers.init()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.volumes[c.ID] != nil {
 		return fmt.Errorf("volume %s: %w", c.ID, ErrExists)
+	}
+	v := f.kept[c.ID]
+	if delete(f.kept, c.ID); v == nil {
+		r, index, err := f.state.AddVolume(c.ID)
+		if err != nil {
+			return fmt.Errorf("volume %s: %w", c.ID, err)
+		}
+		v = newVolume(f, c.ID, r, index)
+	}
+	v.ledger, v.mark, v.counted = c.Ledger, c.BeforeChange, c.Counted
+	v.ledger.KeepIn(&v.record.Bytes, &v.record.Inodes)
+	if c.Counted == nil || isClosed(c.Counted) {
+		v.record.Bits.Or(volumeCounted)
 	}
 	v.orphans = newNode(0, v, orphansKey, orphansStat.Mode)
 	v.root, v.ino = f.nodes.pin(v, key, st.Mode), st.Ino
@@ -186,10 +214,32 @@ func (f *FS) RemoveVolume(id string, force bool) error {
 		f.shut(v)
 	}
 	f.dirs.purge(v)
-	f.nodes.unpin(v.root)
+	f.forgotten(f.nodes.unpin(v.root))
 	f.closeGraves(v)
+	if v.record.Bits.Or(volumeRemoved); v.nodes.Load() == 0 {
+		f.state.RemoveVolume(v.index)
+	}
 	return nil
 }
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// The bits of state.Volume. The next daemon knows them by these numbers.
+const (
+	// volumeRemoved: it is not served any more, and nodes of it may be left.
+	volumeRemoved = 1 << iota
+	// volumeCounted: its use is known.
+	volumeCounted
+	// volumeUnsettled: more may be charged than is used.
+	volumeUnsettled
+)
 
 func (f *FS) volume(id string) (*volume, error) {
 	f.mu.RLock()
@@ -277,13 +327,13 @@ func (f *FS) ResetCharges(id string) {
 	// The kernel may have forgotten a node whose RELEASE is still to come.
 	nodes = append(nodes, f.handles.nodesOf(v)...)
 	for _, n := range nodes {
-		n.mu.Lock()
+		n.lock()
 		n.charged, n.dense = false, false
 		n.setUnsureLocked(false)
 		if n.writing != nil {
 			f.resetWritingLocked(n.writing)
 		}
-		n.mu.Unlock()
+		n.unlock()
 	}
 }
 

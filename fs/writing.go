@@ -29,6 +29,9 @@ type writing struct {
 	// left tells that an earlier daemon has left it open: it is held always. See left.go.
 	left bool
 
+	// marked tells that the inode was marked by an earlier daemon, and may be held.
+	marked bool
+
 	// held is changed together with the inode's mark, under writers.mu.
 	held atomic.Bool
 
@@ -98,8 +101,9 @@ func (f *FS) startWritingLocked(h *file) error {
 		}
 		h.borrowed = true
 		n.ownRareLocked().writing = w
+		n.set(markWritten, true)
 	}
-	h.writes = true
+	h.setWrites(true)
 	w.opens++
 	w.appends = w.appends || h.flags&unix.O_APPEND != 0
 	if h.flags&unix.O_ACCMODE == unix.O_RDWR && !w.stores {
@@ -114,7 +118,7 @@ func (f *FS) startWritingLocked(h *file) error {
 // finds out when it is not.
 func (f *FS) stopWritingLocked(h *file) {
 	w := h.node.writing
-	h.writes = false
+	h.setWrites(false)
 	if w.opens--; w.opens > 0 {
 		return
 	}
@@ -131,7 +135,7 @@ func (f *FS) unmappedWritingLocked(n *node) (ended bool) {
 	if w == nil || n.opens > 0 || !aloneWith(w.fd) {
 		return false
 	}
-	n.mappable = false
+	n.set(mappable, false)
 	f.endWritingLocked(w)
 	return true
 }
@@ -153,7 +157,7 @@ func (f *FS) dropWritingLocked(w *writing) {
 	}
 	f.removeWriting(w)
 	n.writing = nil
-	n.set(stores, false)
+	n.set(stores|markWritten|markLeft, false)
 	syscall.Close(w.fd)
 	if w.left {
 		f.leftEndedLocked(n)
@@ -178,7 +182,7 @@ func (f *FS) dropPermitsLocked(w *writing, match func(*permit) bool) {
 func (w *writing) noteLocked(f *FS, st *unix.Stat_t) {
 	w.size, w.blocks = st.Size, st.Blocks
 	w.excess = 0
-	w.excess = f.estimateLocked(w, st) - w.n.charge
+	w.excess = f.estimateLocked(w, st) - w.n.charge()
 }
 
 // readWrittenLocked makes the charge of an inode that the kernel writes what the
@@ -189,7 +193,7 @@ func (f *FS) readWrittenLocked(w *writing) error {
 	if err := unix.Fstat(w.fd, &st); err != nil {
 		return err
 	}
-	if n.charged && n.dense && st.Size == w.size && w.size == int64(n.size) && len(w.permits) == 0 && n.charge == f.roundUp(n.size)+linkCharge(uint64(st.Nlink)) {
+	if n.charged && n.dense && st.Size == w.size && w.size == int64(n.size) && len(w.permits) == 0 && n.charge() == f.roundUp(n.size)+linkCharge(uint64(st.Nlink)) {
 		w.exact = true
 		return nil
 	}
@@ -204,53 +208,60 @@ func (f *FS) readWrittenLocked(w *writing) error {
 		used += total(p.ranges) - total(left)
 		p.ranges = left
 	}
-	before := n.charge
-	if err := f.readChargeLocked(w, &st); err != nil {
-		n.charge, n.charged, n.dense = before, false, false
+	charge, err := f.readChargeLocked(w, &st)
+	if err != nil {
+		n.charged, n.dense = false, false
 		n.setUnsureLocked(true)
 		n.vol.ledger.Settle(quota.Usage{Bytes: used}, quota.Delta{})
 		return err
 	}
-	grown := int64(n.charge) - int64(before)
-	n.vol.ledger.Settle(quota.Usage{Bytes: used}, quota.Delta{Bytes: min(grown, int64(used))})
-	n.vol.ledger.Find(uint64(max(0, grown-int64(used))))
+	grown := int64(charge) - int64(n.charge())
+	n.settleLocked(used, min(grown, int64(used)))
+	n.findLocked(uint64(max(0, grown-int64(used))))
 	w.growHeldLocked(grown)
 	w.noteLocked(f, &st)
 	w.exact = true
 	return nil
 }
 
-// readChargeLocked reads the charge. Of a file that was dense only what came after.
-func (f *FS) readChargeLocked(w *writing, st *unix.Stat_t) error {
+// findLocked charges bytes that were written without asking, or may have been.
+func (n *node) findLocked(bytes uint64) {
+	n.vol.ledger.Find(bytes)
+	n.setChargeLocked(n.charge() + bytes)
+}
+
+// readChargeLocked reads what is to be charged. Of a file that was dense only what came after.
+func (f *FS) readChargeLocked(w *writing, st *unix.Stat_t) (charge uint64, err error) {
 	n := w.n
 	if n.charged && n.dense && n.prealloc == 0 && uint64(st.Size) >= n.size {
 		gaps, err := f.rule.Unmapped(w.fd, f.roundDown(n.size), uint64(st.Size))
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if len(gaps) == 0 {
-			n.size, n.charge = uint64(st.Size), f.roundUp(uint64(st.Size))+linkCharge(uint64(st.Nlink))
-			return nil
+			n.size = uint64(st.Size)
+			return f.roundUp(n.size) + linkCharge(uint64(st.Nlink)), nil
 		}
 	}
-	if err := f.reloadLocked(n, w.fd); err != nil {
-		return err
+	if charge, err = f.reloadLocked(n, w.fd); err != nil {
+		return 0, err
 	}
 	// What was written since then is not missed by the next look.
 	st.Size = int64(n.size)
-	return nil
+	return charge, nil
 }
 
 // resetWritingLocked is ResetCharges for an inode that the kernel writes: its charge
 // must always be what the ledger holds.
 func (f *FS) resetWritingLocked(w *writing) {
 	var st unix.Stat_t
-	err := errors.Join(f.reloadLocked(w.n, w.fd), unix.Fstat(w.fd, &st))
-	if err != nil {
+	charge, err := f.reloadLocked(w.n, w.fd)
+	if err = errors.Join(err, unix.Fstat(w.fd, &st)); err != nil {
 		w.n.setUnsureLocked(true)
 		f.log.Sugar().Errorw("charge of a written file", "volume", w.n.vol.id, "error", err)
 		return
 	}
+	w.n.setChargeLocked(charge)
 	w.noteLocked(f, &st)
 	w.exact = true
 }
@@ -332,7 +343,7 @@ func (f *FS) foldLocked(w *writing, over func(*permit) bool) error {
 func (f *FS) estimateLocked(w *writing, st *unix.Stat_t) uint64 {
 	n := w.n
 	links := linkCharge(uint64(st.Nlink))
-	data := n.charge - min(n.charge, links)
+	data := n.charge() - min(n.charge(), links)
 	size, blocks := f.roundUp(uint64(st.Size)), uint64(st.Blocks)*512
 	switch {
 	case f.isBtrfs && n.dense:
@@ -362,7 +373,7 @@ func (f *FS) sampleLocked(w *writing) (grown uint64) {
 	if errno != 0 {
 		return 0
 	}
-	known := n.charge + w.reserved()
+	known := n.charge() + w.reserved()
 	estimate := f.estimateLocked(w, &st)
 	if estimate <= known {
 		if f.isBtrfs && !w.exact {
@@ -375,8 +386,7 @@ func (f *FS) sampleLocked(w *writing) (grown uint64) {
 		return 0 // it counts blocks that are being replaced twice
 	}
 	w.blocks = st.Blocks
-	n.charge += grown
-	n.vol.ledger.Find(grown)
+	n.findLocked(grown)
 	w.appends = w.appends || w.held.Load() && w.exact
 	w.growHeldLocked(int64(grown))
 	w.exact = false

@@ -153,13 +153,20 @@ func (f *FS) xattrRoom(fd int, attr string, size int) error {
 // SetXAttr serves setxattr(2) and the setting of ACLs. ENOSPC when an inode's
 // attributes would exceed one block.
 func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data []byte) fuse.Status {
+	t := f.try(&in.InHeader)
 	return f.changeXattr(in.NodeId, attr, func(fd int) error {
 		if err := f.xattrRoom(fd, attr, len(data)); err != nil {
 			return err
 		}
-		if err := unix.Setxattr(procPath(fd), attr, data, int(in.Flags)); err != nil {
+		flags := int(in.Flags)
+		if t.again && sameXattr(fd, attr, data) { // whether it was there before has been answered
+			flags &^= unix.XATTR_CREATE
+		}
+		t.trying()
+		if err := unix.Setxattr(procPath(fd), attr, data, flags); err != nil {
 			return err
 		}
+		t.step("made")
 		if in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID == 0 {
 			return nil
 		}
@@ -171,6 +178,12 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data 
 	})
 }
 
+func sameXattr(fd int, attr string, data []byte) bool {
+	buf := make([]byte, len(data)+1)
+	n, err := unix.Getxattr(procPath(fd), attr, buf)
+	return err == nil && bytes.Equal(buf[:n], data)
+}
+
 // RemoveXAttr serves removexattr(2).
 func (f *FS) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string) fuse.Status {
 	n := f.nodes.get(in.NodeId)
@@ -178,9 +191,12 @@ func (f *FS) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string) fuse
 	if braked && !f.gating.callers.Resizes(int(in.Pid)) {
 		return fuse.Status(unix.ENOSPC)
 	}
+	t := f.try(in)
 	return f.changeXattr(in.NodeId, attr, func(fd int) error {
+		t.trying()
 		err := unix.Removexattr(procPath(fd), attr)
-		if err == unix.ENODATA && braked {
+		t.step("made")
+		if err == unix.ENODATA && (braked || t.again) {
 			return nil
 		}
 		if err == unix.ENODATA && strings.HasPrefix(attr, aclPrefix) {
@@ -210,8 +226,8 @@ func (f *FS) changeXattr(id uint64, attr string, do func(fd int) error) fuse.Sta
 	}
 	defer n.vol.end()
 	return toStatus(f.withFD(n, func(fd int) error {
-		n.mu.Lock()
-		defer n.mu.Unlock()
+		n.lock()
+		defer n.unlock()
 		defer f.liftLocked(n)()
 		return f.changeHiddenLocked(n, fd, func() error { return do(fd) })
 	}))

@@ -83,9 +83,9 @@ type Ledger struct {
 // INVARIANT: used <= limit - room, but while a Settle is under way that has
 // found more on the disk than was reserved.
 type account struct {
-	room  atomic.Int64 // negative when more is claimed than the limit allows
-	used  atomic.Int64 // never negative
-	limit atomic.Int64 // written under Ledger.limits
+	room  atomic.Int64  // negative when more is claimed than the limit allows
+	used  *atomic.Int64 // never negative
+	limit atomic.Int64  // written under Ledger.limits
 }
 
 // NewLedger returns a ledger for a volume that uses used. A volume may be
@@ -98,9 +98,25 @@ func NewLedger(limit, used Usage) *Ledger {
 }
 
 func (a *account) init(limit, used uint64) {
+	a.used = new(atomic.Int64)
 	a.limit.Store(clamp(limit))
 	a.used.Store(clamp(used))
 	a.room.Store(clamp(limit) - clamp(used))
+}
+
+// KeepIn has what is used written to where it outlives the ledger, from now on. It
+// is called before the ledger is used.
+func (l *Ledger) KeepIn(bytes, inodes *atomic.Int64) {
+	bytes.Store(l.bytes.used.Load())
+	inodes.Store(l.inodes.used.Load())
+	l.bytes.used, l.inodes.used = bytes, inodes
+}
+
+// Claim takes u from what is free, or beyond: what was reserved before a process
+// ended, and is given back by Settle as any reservation.
+func (l *Ledger) Claim(u Usage) {
+	l.bytes.room.Add(-clamp(u.Bytes))
+	l.inodes.room.Add(-clamp(u.Inodes))
 }
 
 // Reserve takes u from what is free: all of it, or nothing and ErrNoBytes or

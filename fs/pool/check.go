@@ -89,6 +89,13 @@ func (p *Pool) compare(ctx context.Context, v *volume, floating quota.Usage, rep
 		return err
 	}
 	c.Ledger, c.Disk = v.ledger.Used(), tree.Add(orphans).Add(floating)
+	if p.fs.Unsettled(v.name) && c.Disk.Fits(c.Ledger) {
+		// A daemon has ended over its changes, and the next charged what they could have cost.
+		if err := p.set(v, c.Disk); err != nil {
+			return err
+		}
+		c.Ledger = c.Disk
+	}
 	wrong := c.Ledger != c.Disk
 	if wrong {
 		c.Findings = append(c.Findings, fmt.Sprintf("the ledger says %s; the disk holds %s", c.Ledger, c.Disk))
@@ -105,15 +112,24 @@ func (p *Pool) compare(ctx context.Context, v *volume, floating quota.Usage, rep
 	if !repair || !wrong && v.count.failure() == nil {
 		return nil
 	}
+	if err := p.set(v, c.Disk); err != nil {
+		return err
+	}
+	v.count.setFailure(nil)
+	c.Repaired = true
+	return nil
+}
+
+// set makes the ledger what the disk was found to hold, while nothing changes the volume.
+func (p *Pool) set(v *volume, disk quota.Usage) error {
 	// Durably dirty first: a crash after this means a recount.
 	if err := p.store.SetDirty(v.name, p.bootID); err != nil {
 		return err
 	}
 	v.idle.dirty.Store(true)
-	v.ledger.Reset(c.Disk)
+	v.ledger.Reset(disk)
 	p.fs.ResetCharges(v.name)
-	v.count.setFailure(nil)
-	c.Repaired = true
+	p.fs.SetSettled(v.name)
 	return nil
 }
 

@@ -122,6 +122,7 @@ func (p *Pool) recount(ctx context.Context, v *volume) (err error) {
 	if err != nil {
 		return err
 	}
+	p.fs.SetCounted(v.name)
 	used := v.ledger.Used()
 	p.log.Info("volume recounted", zap.String("volume", v.name), zap.Stringer("used", used), zap.Duration("took", time.Since(begin)))
 	if limit := v.ledger.Limit(); !used.Fits(limit) {
@@ -273,14 +274,28 @@ func (p *Pool) watchIdle() {
 		}
 		var idle []*volume
 		for _, v := range p.all() {
-			if p.isIdle(v) {
-				idle = append(idle, v)
+			if !p.isIdle(v) {
+				continue
 			}
+			if err := p.settle(v); err != nil {
+				p.log.Error("recount", zap.String("volume", v.name), zap.Error(err))
+			}
+			idle = append(idle, v)
 		}
 		if err := p.checkpoint(idle); err != nil {
 			p.log.Error("checkpoint", zap.Error(err))
 		}
 	}
+}
+
+// settle recounts a volume of which a take-over could not tell all, if it is one.
+func (p *Pool) settle(v *volume) error {
+	if !p.fs.Unsettled(v.name) {
+		return nil
+	}
+	defer p.names.take(v.name)()
+	var c VolumeCheck
+	return p.quiesce(v, func(floating quota.Usage) error { return p.compare(p.ctx, v, floating, false, &c) })
 }
 
 func (p *Pool) isIdle(v *volume) bool {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -33,9 +34,12 @@ type mount struct {
 	mu     sync.Mutex // guards what follows
 	conn   *transport.Conn
 	tier   fs.Tier
-	whyNot error         // there is no better tier
-	served chan struct{} // closed when the mount has ended
-	err    error         // set before served is closed
+	whyNot error // there is no better tier
+	// takeOvers is how often it was taken over, took how long that took last.
+	takeOvers uint64
+	took      time.Duration
+	served    chan struct{} // closed when the mount has ended
+	err       error         // set before served is closed
 }
 
 func (m *mount) get() (*transport.Conn, chan struct{}) {
@@ -80,31 +84,17 @@ func (p *Pool) Mount(o MountOptions) error {
 	if p.mount.conn != nil {
 		return fmt.Errorf("%s: %w on %s", p.dir, ErrMounted, p.mount.conn.Mountpoint())
 	}
-	if err := p.checkMountpoint(o.Mountpoint); err != nil {
-		return err
+	var conn *transport.Conn
+	var err error
+	if p.kept != nil {
+		conn, err = p.resume(o)
+	} else {
+		conn, err = p.mountAnew(o)
 	}
-	if err := p.clearStale(o.Mountpoint); err != nil {
-		return err
-	}
-	conn, err := transport.Mount(p.fs, transport.Options{
-		FsName:     p.source(),
-		Mountpoint: o.Mountpoint,
-		Wakeups:    o.Wakeups,
-		Logger:     p.log,
-	})
-	if errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("%w: `mkdir -p %s` makes it", err, o.Mountpoint)
-	} else if err != nil {
-		return err
-	}
-	tier, whyNot, err := p.chooseTier(conn, o.Tier)
 	if err != nil {
-		return errors.Join(err, conn.Unmount(true), conn.Serve())
+		return err
 	}
-	if err := p.fs.Attach(conn, tier); err != nil {
-		return errors.Join(err, conn.Unmount(true), conn.Serve())
-	}
-	p.mount.conn, p.mount.tier, p.mount.whyNot, p.mount.served = conn, tier, whyNot, make(chan struct{})
+	p.mount.conn, p.mount.served = conn, make(chan struct{})
 	go func() {
 		err := conn.Serve()
 		p.mount.mu.Lock()
@@ -112,9 +102,53 @@ func (p *Pool) Mount(o MountOptions) error {
 		p.mount.err = err
 		close(p.mount.served)
 	}()
+	return nil
+}
+
+func (p *Pool) transportOptions(o MountOptions) transport.Options {
+	return transport.Options{
+		FsName:     p.source(),
+		Mountpoint: o.Mountpoint,
+		Wakeups:    o.Wakeups,
+		State:      p.state,
+		Step:       p.requestStep,
+		Logger:     p.log,
+	}
+}
+
+func (p *Pool) mountAnew(o MountOptions) (*transport.Conn, error) {
+	if err := p.checkMountpoint(o.Mountpoint); err != nil {
+		return nil, err
+	}
+	if err := p.clearStale(o.Mountpoint); err != nil {
+		return nil, err
+	}
+	conn, err := transport.Mount(p.fs, p.transportOptions(o))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w: `mkdir -p %s` makes it", err, o.Mountpoint)
+	} else if err != nil {
+		return nil, err
+	}
+	tier, whyNot, err := p.chooseTier(conn, o.Tier)
+	if err == nil {
+		err = p.fs.Attach(conn, tier, 0)
+	}
+	if err == nil {
+		err = p.keep(conn, tier)
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Unmount(true), conn.Serve())
+	}
+	p.mount.tier, p.mount.whyNot = tier, whyNot
 	p.log.Info("mounted", zap.String("mountpoint", conn.Mountpoint()), zap.String("tier", string(tier)),
 		zap.NamedError("why_not_better", whyNot))
-	return nil
+	return conn, nil
+}
+
+func (m *mount) describeTakeOvers() (uint64, time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.takeOvers, m.took
 }
 
 // checkMountpoint refuses one in the pool: the pool would hold itself.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/croftfs/croft/fs"
+	"github.com/croftfs/croft/fs/state"
 	"github.com/croftfs/croft/meta"
 	"github.com/croftfs/croft/quota"
 )
@@ -28,6 +29,13 @@ type Options struct {
 	IdleAfter time.Duration
 	// Logger takes what happens in the background. Default: none.
 	Logger *zap.Logger
+	// Keeper returns who keeps what is to outlive this process, for the pool of that
+	// id. Default: nobody.
+	Keeper func(poolID string) Keeper
+
+	// RequestStep, when set, is called between the steps of requests that cannot be done twice, so
+	// that a test can end the process there: fs.Options.Step and transport.Options.Step.
+	RequestStep func(opcode uint32, step string)
 
 	// step is called between the steps of creation, deletion and resizing,
 	// so that a test can end the process there.
@@ -41,6 +49,9 @@ func (o *Options) EnsureDefaults() {
 	}
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
+	}
+	if o.RequestStep == nil {
+		o.RequestStep = func(uint32, string) {}
 	}
 	if o.step == nil {
 		o.step = func(string) {}
@@ -66,6 +77,7 @@ type Pool struct {
 	idleAfter       time.Duration
 	bootID          string
 	step            func(name string)
+	requestStep     func(opcode uint32, step string)
 
 	lock                   *os.File
 	root                   *os.File
@@ -76,6 +88,9 @@ type Pool struct {
 	fs                     *fs.FS
 	names                  nameLocks
 	mount                  mount
+	keeper                 Keeper // nil when nobody keeps anything
+	state                  *state.Region
+	kept                   *kept           // nil when there was nothing to go on with
 	ctx                    context.Context // ends with Close
 	cancel                 context.CancelFunc
 	background             sync.WaitGroup
@@ -127,8 +142,13 @@ func Open(o Options) (*Pool, error) {
 		log:       o.Logger.With(zap.String("pool", dir)),
 		idleAfter: o.IdleAfter,
 		step:      o.step,
-		counting:  make(chan struct{}, countsAtATime),
-		volumes:   make(map[string]*volume),
+
+		requestStep: o.RequestStep,
+		counting:    make(chan struct{}, countsAtATime),
+		volumes:     make(map[string]*volume),
+	}
+	if o.Keeper != nil {
+		p.keeper = o.Keeper(id)
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	if err := p.open(); err != nil {
@@ -166,7 +186,10 @@ func (p *Pool) open() (err error) {
 		p.bootID, err = readBootID()
 	}
 	if err == nil {
-		p.fs, err = fs.New(fs.Options{PoolDir: poolDir, Rule: p.rule, Waits: p.mount.waits, Logger: p.log})
+		err = p.openState()
+	}
+	if err == nil {
+		p.fs, err = fs.New(fs.Options{PoolDir: poolDir, Rule: p.rule, State: p.state, Step: p.requestStep, Waits: p.mount.waits, Logger: p.log})
 	}
 	if err != nil {
 		return errors.Join(err, poolDir.Close())
@@ -180,7 +203,13 @@ func (p *Pool) open() (err error) {
 	case err != nil:
 		return err
 	}
-	return p.recover()
+	if err := p.recover(); err != nil {
+		return err
+	}
+	if err := p.fs.Restore(); err != nil {
+		p.log.Error("not all could be taken over as it was", zap.Error(err))
+	}
+	return nil
 }
 
 func readBootID() (string, error) {
@@ -228,6 +257,9 @@ func (p *Pool) Close() error {
 		return nil
 	}
 	err := p.endMount()
+	if conn, _ := p.mount.get(); conn != nil && p.keeper != nil {
+		err = errors.Join(err, p.keeper.Drop())
+	}
 	p.cancel()
 	p.background.Wait()
 	return errors.Join(err, p.checkpoint(p.all()), p.release())
@@ -243,6 +275,12 @@ func (p *Pool) release() error {
 	if p.store != nil {
 		errs = append(errs, p.store.Close())
 	}
+	if p.state != nil {
+		errs = append(errs, p.state.Close())
+	}
+	if p.kept != nil {
+		p.kept.close()
+	}
 	for _, f := range []*os.File{p.trash.dir, p.orphansDir, p.volumesDir, p.root, p.lock} { // the lock last
 		if f != nil {
 			errs = append(errs, f.Close())
@@ -256,6 +294,7 @@ func (p *Pool) Info() Info {
 	i := Info{ID: p.id, Dir: p.dir, Mountpoint: p.mount.point(), Filesystem: p.fstype, PID: os.Getpid()}
 	if i.Mountpoint != "" {
 		i.Tier, i.WhyNotBetter = p.mount.describeTier()
+		i.TakeOvers, i.TakeOver = p.mount.describeTakeOvers()
 	}
 	return i
 }

@@ -48,9 +48,15 @@ func (p *Pool) load(r meta.Volume) error {
 	if err != nil {
 		return err
 	}
-	v := &volume{name: r.Name, record: r, ledger: quota.NewLedger(r.Limit, checkpoint.Used), count: counted()}
+	used, kept := p.fs.Kept(r.Name)
+	if !kept {
+		used = checkpoint.Used
+	}
+	v := &volume{name: r.Name, record: r, ledger: quota.NewLedger(r.Limit, used), count: counted()}
 	if checkpoint.Dirty {
 		v.idle.dirty.Store(true)
+	}
+	if checkpoint.Dirty && !kept {
 		v.count = p.newCount()
 		v.used = checkpoint.BootID == p.bootID
 	}

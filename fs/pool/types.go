@@ -179,4 +179,8 @@ type Info struct {
 	// WhyNotBetter tells what stands against a better tier; empty when nothing does, or when it
 	// was asked for.
 	WhyNotBetter string `json:"why_not_better,omitempty"`
+	// TakeOvers is how often a daemon has taken this mount over from one before it;
+	// TakeOver is how long the last took, from the opening of the pool until it served.
+	TakeOvers uint64        `json:"take_overs"`
+	TakeOver  time.Duration `json:"take_over_nanoseconds"`
 }

@@ -15,6 +15,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/fs/state"
 )
 
 var (
@@ -37,7 +39,10 @@ type Conn struct {
 	protocol   *fuse.ProtocolServer
 	waker      *waker
 
-	initMessage  []byte
+	state        *state.Region
+	ownState     bool // it ends with Serve
+	resumed      bool // an earlier daemon has mounted
+	work         work
 	capabilities uint64
 
 	// fdMu keeps fd open while notifications and ioctls use it. Serving threads do not
@@ -78,12 +83,6 @@ func Mount(fs fuse.RawFileSystem, o Options) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.waker, err = newWaker(o.Wakeups); err != nil {
-		if o.Wakeups == WakeupsFast {
-			return nil, fmt.Errorf("wake-ups: %w", err)
-		}
-		c.log.Warn("processors may sleep between requests, which makes them slow", zap.Error(err))
-	}
 	if c.fd, err = mountFuse(&c.opts, mountpoint); err != nil {
 		return nil, err
 	}
@@ -104,8 +103,23 @@ func newConn(fs fuse.RawFileSystem, o Options, mountpoint string) (*Conn, error)
 		opts:       o,
 		log:        o.Logger.With(zap.String("mountpoint", mountpoint)),
 		mountpoint: mountpoint,
+		state:      o.State,
 		fd:         -1,
 		crew:       crew{epoch: time.Now(), linger: defaultLinger, members: make(map[*thread]struct{})},
+	}
+	if c.state == nil {
+		var err error
+		if c.state, err = state.New("", "", o.requestSize()); err != nil {
+			return nil, err
+		}
+		c.ownState = true
+	}
+	var err error
+	if c.waker, err = newWaker(o.Wakeups); err != nil {
+		if o.Wakeups == WakeupsFast {
+			return nil, fmt.Errorf("wake-ups: %w", err)
+		}
+		c.log.Warn("processors may sleep between requests, which makes them slow", zap.Error(err))
 	}
 	logger, err := zap.NewStdLogAt(c.log.Named("go-fuse"), zapcore.DebugLevel)
 	if err != nil {
@@ -136,26 +150,43 @@ const (
 
 // answerInit reads the first request, which is INIT, and replies to it.
 func (c *Conn) answerInit() error {
-	t := newThread(c)
+	t, err := newThread(c)
+	if err != nil {
+		return err
+	}
+	defer c.state.FreeRequest(t.request)
 	n, err := t.read()
 	if err != nil {
 		return fmt.Errorf("%w: read: %w", ErrInit, err)
 	}
-	if op := requestOpcode(t.in[:n]); op != opInit {
-		return fmt.Errorf("%w: the kernel began with %s", ErrInit, opcodeName(op))
-	}
-	c.initMessage = bytes.Clone(t.in[:n])
+	c.state.SetInit(t.in[:n])
+	t.request.Clear(t.in)
 	c.counts[opInit].Add(1)
-	reply := t.handle(n)
-	if status := replyStatus(reply); status != 0 || len(reply) < initOutEnd {
-		return fmt.Errorf("%w: the answer is %w, %d bytes", ErrInit, unix.Errno(-status), len(reply))
+	reply, err := c.init()
+	if err != nil {
+		return err
 	}
-	c.capabilities = uint64(binary.NativeEndian.Uint32(reply[initOutFlags:])) |
-		uint64(binary.NativeEndian.Uint32(reply[initOutFlags2:]))<<32
 	if _, err := unix.Write(c.fd, reply); err != nil {
 		return fmt.Errorf("%w: write: %w", ErrInit, err)
 	}
 	return nil
+}
+
+// init comes to terms with what the kernel has said in INIT, and returns the answer.
+func (c *Conn) init() ([]byte, error) {
+	message := c.state.Init()
+	if len(message) < inHeaderSize || requestOpcode(message) != opInit {
+		return nil, fmt.Errorf("%w: the kernel did not begin with it", ErrInit)
+	}
+	out := make([]byte, c.opts.requestSize())
+	n, status := c.protocol.HandleRequest([][]byte{bytes.Clone(message)}, [][]byte{out})
+	reply := out[:n]
+	if !status.Ok() || replyStatus(reply) != 0 || len(reply) < initOutEnd {
+		return nil, fmt.Errorf("%w: the answer is %v, %w, %d bytes", ErrInit, status, unix.Errno(-replyStatus(reply)), len(reply))
+	}
+	c.capabilities = uint64(binary.NativeEndian.Uint32(reply[initOutFlags:])) |
+		uint64(binary.NativeEndian.Uint32(reply[initOutFlags2:]))<<32
+	return reply, nil
 }
 
 // handlerPanicked is called by go-fuse on the goroutine whose handler has panicked.
@@ -164,10 +195,6 @@ func (c *Conn) handlerPanicked(cause any) fuse.Status {
 	c.log.Error("panic in a request handler", zap.Any("panic", cause), zap.ByteString("stack", debug.Stack()))
 	return fuse.EIO
 }
-
-// InitMessage returns a copy of the INIT request as it was read, header included. A process that
-// takes the connection over needs it, since the kernel sends INIT once only.
-func (c *Conn) InitMessage() []byte { return bytes.Clone(c.initMessage) }
 
 // Capabilities returns the fuse.CAP_* bits that the kernel offered and that were accepted.
 func (c *Conn) Capabilities() uint64 { return c.capabilities }

@@ -108,6 +108,7 @@ const (
 	outHeaderSize = 16
 )
 
+func messageLength(msg []byte) int   { return int(binary.NativeEndian.Uint32(msg)) }
 func requestNode(msg []byte) uint64  { return binary.NativeEndian.Uint64(msg[16:]) }
 func requestOpcode(in []byte) uint32 { return binary.NativeEndian.Uint32(in[4:]) }
 func requestUnique(in []byte) uint64 { return binary.NativeEndian.Uint64(in[8:]) }

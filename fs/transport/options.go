@@ -3,11 +3,14 @@ package transport
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 
 	"go.uber.org/zap"
+
+	"github.com/croftfs/croft/fs/state"
 )
 
 const (
@@ -67,6 +70,14 @@ type Options struct {
 	// package's own, and to leave out of them. Default none.
 	ExtraCapabilities, DisabledCapabilities uint64
 
+	// State is where what the next daemon must know of the requests is kept; its messages
+	// have room for RequestSize, or more where MaxWrite is more. Default: memory of its own.
+	State *state.Region
+
+	// Step, when set, is called with "replied" when a request was answered, and its record not
+	// cleared yet, so that a test can end the process there. The opcode is FUSE's.
+	Step func(opcode uint32, step string)
+
 	// Logger takes what goes wrong, and at debug level what go-fuse has to say. Default none.
 	Logger *zap.Logger
 }
@@ -80,10 +91,20 @@ func (o *Options) EnsureDefaults() {
 	setDefault(&o.Wakeups, WakeupsAuto)
 	setDefault(&o.MinThreads, min(max(runtime.NumCPU()/2, 1), 8))
 	setDefault(&o.MaxThreads, max(defaultMaxThreads, o.MinThreads))
+	if o.Step == nil {
+		o.Step = func(uint32, string) {}
+	}
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
 }
+
+// RequestSize is the room for a request's message with the default MaxWrite, in bytes.
+var RequestSize = (&Options{MaxWrite: defaultMaxWrite}).requestSize()
+
+// requestSize is the longest message or answer: besides the payload there is room for the
+// longest fixed part, and two names.
+func (o *Options) requestSize() int { return max(o.MaxWrite, maxXattr) + 2*os.Getpagesize() }
 
 func setDefault[T comparable](field *T, value T) {
 	var zero T
@@ -109,6 +130,7 @@ func (o *Options) Validate() error {
 	fault(o.MaxBackground < 1 || o.MaxBackground > 65535, "max background %d is not within 1 and 65535", o.MaxBackground)
 	fault(o.Wakeups != WakeupsAuto && o.Wakeups != WakeupsFast && o.Wakeups != WakeupsPlain, "wake-ups %q are not %s, %s or %s",
 		o.Wakeups, WakeupsAuto, WakeupsFast, WakeupsPlain)
+	fault(o.State != nil && o.State.RequestSize() < o.requestSize(), "the state region has no room for requests of %d bytes", o.requestSize())
 	fault(o.MinThreads < 1, "min threads %d is less than 1", o.MinThreads)
 	fault(o.MaxThreads < o.MinThreads, "max threads %d is less than min threads %d", o.MaxThreads, o.MinThreads)
 	return errors.Join(faults...)

@@ -12,6 +12,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/fs/state"
 )
 
 const (
@@ -34,7 +36,12 @@ func (c *Conn) Serve() error {
 	if !c.served.CompareAndSwap(false, true) {
 		return ErrServed
 	}
-	for range c.opts.MinThreads {
+	if c.resumed {
+		if err := c.resume(); err != nil {
+			c.fail(err)
+		}
+	}
+	for range max(c.opts.MinThreads, min(len(c.work.todo), c.opts.MaxThreads)) {
 		c.startThread()
 	}
 	c.crew.running.Wait()
@@ -53,6 +60,9 @@ func (c *Conn) Serve() error {
 	c.fdMu.Unlock()
 	c.waker.close()
 	c.fs.OnUnmount()
+	if c.ownState {
+		err = errors.Join(err, c.state.Close())
+	}
 	return err
 }
 
@@ -118,6 +128,8 @@ type thread struct {
 	c  *Conn
 	fd int
 
+	// request is the record of what the thread works on; in is its message.
+	request       *state.Request
 	in, out       []byte
 	inIov, outIov [1][]byte // here, so as not to be allocated for each request
 	pace          pace
@@ -126,17 +138,22 @@ type thread struct {
 	isSlow atomic.Bool  // the thread is counted in crew.slow
 }
 
-func newThread(c *Conn) *thread {
-	// Besides the payload there is room for the longest fixed part, and two names.
-	payload := max(c.opts.MaxWrite, maxXattr) + 2*os.Getpagesize()
-	return &thread{
+func newThread(c *Conn) (*thread, error) {
+	t := &thread{
 		c:    c,
 		fd:   c.fd,
 		pace: pace{waker: c.waker},
-		in:   pageBuffer(int(unsafe.Sizeof(fuse.WriteIn{})), payload),
-		out:  pageBuffer(outHeaderSize, payload),
+		out:  pageBuffer(outHeaderSize, c.opts.requestSize()),
 	}
+	var err error
+	if t.request, t.in, err = c.state.TakeRequest(messageLead); err != nil {
+		return nil, fmt.Errorf("record of requests: %w", err)
+	}
+	return t, nil
 }
+
+// messageLead is what of a message comes before the data of a WRITE, in bytes.
+const messageLead = int(unsafe.Sizeof(fuse.WriteIn{}))
 
 // pageBuffer returns a buffer of lead+size bytes whose byte lead is the first of a page.
 func pageBuffer(lead, size int) []byte {
@@ -152,6 +169,7 @@ func (t *thread) read() (int, error) {
 		n, err := unix.Read(t.fd, t.in)
 		switch {
 		case err == nil && n >= inHeaderSize:
+			t.c.state.Bind(t.request, requestUnique(t.in))
 			return n, nil
 		case err == nil:
 			return 0, fmt.Errorf("a request of %d bytes: %w", n, unix.EIO)
@@ -165,6 +183,10 @@ func (t *thread) read() (int, error) {
 
 // serve handles the request of n bytes and writes the reply.
 func (t *thread) serve(n int) {
+	defer func() {
+		t.c.opts.Step(requestOpcode(t.in), "replied")
+		t.request.Clear(t.in)
+	}()
 	op, unique := requestOpcode(t.in), requestUnique(t.in)
 	t.c.count(op)
 	t.pace.count()
@@ -205,7 +227,7 @@ func (t *thread) handle(n int) (reply []byte) {
 		}
 	}()
 	if op == opForget || op == opBatchForget {
-		t.forget(op, t.in[inHeaderSize:n])
+		forget(t.c.fs, t.request, t.in[:n])
 		return nil
 	}
 	t.inIov[0], t.outIov[0] = t.in[:n], t.out
@@ -218,17 +240,22 @@ func (t *thread) handle(n int) (reply []byte) {
 	return t.out[:size]
 }
 
-// forget runs the handler of FORGET for each node of the request. There are
-// millions when the kernel makes room, and go-fuse would allocate for each.
-func (t *thread) forget(op uint32, body []byte) {
-	node := requestNode(t.in)
-	if op == opBatchForget { // struct fuse_batch_forget_in { u32 count, dummy; }, then struct fuse_forget_one
-		const head, one = 8, 16
-		for body = body[min(head, len(body)):]; len(body) >= one; body = body[one:] {
-			t.c.fs.Forget(binary.NativeEndian.Uint64(body), binary.NativeEndian.Uint64(body[8:]))
+// forget runs the handler of FORGET for each node of the request that was not forgotten
+// yet. There are millions when the kernel makes room, and go-fuse would allocate for each.
+func forget(fs fuse.RawFileSystem, q *state.Request, message []byte) {
+	body := message[inHeaderSize:]
+	if requestOpcode(message) == opForget { // struct fuse_forget_in { u64 nlookup; }
+		if len(body) >= 8 && q.Progress == 0 {
+			q.Progress++
+			fs.Forget(requestNode(message), binary.NativeEndian.Uint64(body))
 		}
-	} else if len(body) >= 8 { // struct fuse_forget_in { u64 nlookup; }
-		t.c.fs.Forget(node, binary.NativeEndian.Uint64(body))
+		return
+	}
+	const head, one = 8, 16 // struct fuse_batch_forget_in { u32 count, dummy; }, then struct fuse_forget_one
+	body = body[min(head, len(body)):]
+	for body = body[min(int(q.Progress)*one, len(body)):]; len(body) >= one; body = body[one:] {
+		q.Progress++
+		fs.Forget(binary.NativeEndian.Uint64(body), binary.NativeEndian.Uint64(body[8:]))
 	}
 }
 

@@ -54,6 +54,8 @@ type crew struct {
 	epoch     time.Time
 	linger    time.Duration
 
+	working  atomic.Int32  // threads that handle a request
+	paused   atomic.Bool   // nobody begins another
 	requests atomic.Uint64 // that were read
 	watching atomic.Bool
 	mu       sync.Mutex // guards members
@@ -125,11 +127,18 @@ func (c *Conn) runThread() {
 		w.threads.Add(-1)
 		return
 	}
-	t := newThread(c)
+	t, err := newThread(c)
+	if err != nil {
+		c.fail(err)
+		w.idle.Add(-1)
+		w.threads.Add(-1)
+		return
+	}
+	defer func() { c.state.FreeRequest(t.request) }()
 	w.join(t)
 	defer w.leave(t)
 	for {
-		n, err := t.read()
+		n, err := t.next()
 		idle := w.idle.Add(-1)
 		if err != nil {
 			w.threads.Add(-1)
@@ -140,8 +149,12 @@ func (c *Conn) runThread() {
 			}
 			return
 		}
+		if !w.busy() {
+			select {} // it is the next daemon's
+		}
 		panics := c.panics.Load()
 		t.serveTimed(n, idle == 0)
+		w.working.Add(-1)
 		if c.panics.Load() != panics || c.surplus() {
 			break
 		}
@@ -151,6 +164,16 @@ func (c *Conn) runThread() {
 	if left := w.threads.Add(-1); int(left) < c.opts.MinThreads || w.idle.Load() == 0 {
 		c.startThread()
 	}
+}
+
+// busy counts a thread as working, unless the crew is paused.
+func (w *crew) busy() bool {
+	w.working.Add(1)
+	if w.paused.Load() {
+		w.working.Add(-1)
+		return false
+	}
+	return true
 }
 
 func (w *crew) join(t *thread) {

@@ -22,6 +22,10 @@ func idleConn(t *testing.T, n int32) *Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		c.waker.close()
+		c.state.Close()
+	})
 	c.crew.threads.Store(n)
 	c.dead.Store(true) // so that none is really started
 	return c
@@ -122,7 +126,10 @@ func TestFsyncHoldsUpNobody(t *testing.T) {
 func TestAllocations(t *testing.T) {
 	c := idleConn(t, 1)
 	c.protocol.HandleRequest([][]byte{initRequest()}, [][]byte{make([]byte, 4096)})
-	th := newThread(c)
+	th, err := newThread(c)
+	if err != nil {
+		t.Fatal(err)
+	}
 	request := func(op uint32, body []byte) int {
 		in := th.in[:inHeaderSize]
 		clear(in)

@@ -876,7 +876,7 @@ func TestCounts(t *testing.T) {
 
 func TestInit(t *testing.T) {
 	m := mountTest(t, newTestFS(), Options{}).serve()
-	msg := m.InitMessage()
+	msg := bytes.Clone(m.state.Init())
 	if len(msg) < inHeaderSize || requestOpcode(msg) != opInit || int(binary.NativeEndian.Uint32(msg)) != len(msg) {
 		t.Errorf("INIT message: %x", msg)
 	}

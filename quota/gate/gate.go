@@ -13,12 +13,15 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/fs/state"
 )
 
 // Event is a system call that is held.
 type Event struct {
-	// FD is a descriptor of the inode (O_RDONLY), until the event is answered.
-	FD int
+	// Inode is the number of the inode, 0 when nobody can tell: the daemon that has read the
+	// event has died before it had looked, and what is held is a thread of the kernel.
+	Inode uint64
 	// TID is the thread that is held, 0 when it is in a process namespace that the
 	// daemon does not see. Own tells that it is one of this process.
 	TID int
@@ -27,6 +30,12 @@ type Event struct {
 	// Off is where the file's position was, not where the file ends. Len is 0
 	// for a truncation to Off.
 	Off, Len uint64
+
+	// fd is by what the kernel knows the event. It is a descriptor of the inode,
+	// (O_RDONLY) unless an earlier daemon has read the event: then it only keeps the number in use, if kept.
+	fd   int
+	kept bool
+	slot int // index of its record
 }
 
 // Verdict is the answer to an event.
@@ -54,46 +63,126 @@ type Gate struct {
 	ended  chan struct{}
 	held   atomic.Int64
 	total  atomic.Uint64
+	memory *memory
+	left   []*Event // of an earlier daemon; run's own
 
-	mu    sync.RWMutex // is held shared while group is used, exclusively to close it
-	group int          // -1 once closed
+	mu       sync.RWMutex // is held shared while group is used, exclusively to close it
+	group    int          // -1 once closed
+	detached bool
 }
 
 // ErrClosed is returned once the gate is closed.
 var ErrClosed = errors.New("gate is closed")
 
-// Open makes a group and starts a thread that has decide answer its events, one
-// at a time. decide must not wait for anything that waits for the held thread; what
-// it cannot answer at once it answers by Answer, Later. When it panics, the event
-// is denied with EIO. pace is called once for each. Needs CAP_SYS_ADMIN and a file limit of Deny's events at once.
-func Open(decide func(*Event) Verdict, pace func(), log *zap.Logger) (*Gate, error) {
-	return open(decide, pace, log, os.Getpid())
+// Options say how to open a gate.
+type Options struct {
+	// Decide answers an event. It must not wait for anything that waits for the held
+	// thread; what it cannot answer at once it answers by Answer, Later. It is called
+	// on the gate's thread, one event at a time. When it panics, the event is denied with EIO.
+	Decide func(*Event) Verdict
+	// Pace is called once for each event. Default: nothing.
+	Pace func()
+	// State is where what is held is noted for the next daemon. Default: memory of the gate's.
+	State *state.Region
+	// Group is a descriptor of the group that an earlier daemon has made, whose State this is;
+	// it remains the caller's. What that daemon has not answered is decided first. Default, 0: a new group.
+	Group int
+	// Logger takes what goes wrong. Default: none.
+	Logger *zap.Logger
+
+	// pid is whose threads' events are our own. Default: this process.
+	pid int
 }
 
-// open takes the events of threads of the process pid for our own.
-func open(decide func(*Event) Verdict, pace func(), log *zap.Logger, pid int) (*Gate, error) {
-	const class = unix.FAN_CLASS_PRE_CONTENT | unix.FAN_UNLIMITED_QUEUE | unix.FAN_UNLIMITED_MARKS
-	group, err := unix.FanotifyInit(class|unix.FAN_REPORT_TID|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK,
-		unix.O_RDONLY|unix.O_LARGEFILE|unix.O_CLOEXEC|unix.O_NOATIME)
+// Open makes a group, or goes on with one, and starts a thread that has events
+// answered. Needs CAP_SYS_ADMIN and a file limit of as many events as are held at once.
+func Open(o Options) (*Gate, error) {
+	if o.pid == 0 {
+		o.pid = os.Getpid()
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	if o.Pace == nil {
+		o.Pace = func() {}
+	}
+	group, err := openGroup(o.Group)
 	if err != nil {
-		return nil, fmt.Errorf("fanotify_init: %w", err)
+		return nil, err
 	}
 	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		unix.Close(group)
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	g := &Gate{decide: decide, pace: pace, log: log, pid: pid, group: group, stop: stop, ended: make(chan struct{})}
+	g := &Gate{decide: o.Decide, pace: o.Pace, log: o.Logger, pid: o.pid, group: group, stop: stop, ended: make(chan struct{})}
+	g.memory, g.left = newMemory(o.State)
+	for _, ev := range g.left {
+		g.keepNumber(ev)
+	}
+	g.held.Add(int64(len(g.left)))
 	go g.run()
 	return g, nil
 }
 
-// Close lets everything go on that is held, and takes away all marks.
-func (g *Gate) Close() error {
+func openGroup(kept int) (int, error) {
+	if kept > 0 {
+		group, err := unix.FcntlInt(uintptr(kept), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return -1, fmt.Errorf("group of an earlier daemon: %w", err)
+		}
+		return group, nil
+	}
+	const class = unix.FAN_CLASS_PRE_CONTENT | unix.FAN_UNLIMITED_QUEUE | unix.FAN_UNLIMITED_MARKS
+	group, err := unix.FanotifyInit(class|unix.FAN_REPORT_TID|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK,
+		unix.O_RDONLY|unix.O_LARGEFILE|unix.O_CLOEXEC|unix.O_NOATIME)
+	if err != nil {
+		return -1, fmt.Errorf("fanotify_init: %w", err)
+	}
+	return group, nil
+}
+
+// FD is the group's descriptor, for who keeps it.
+func (g *Gate) FD() int { return g.group }
+
+// keepNumber sees to it that no event of ours gets the number of one that is left: an answer
+// goes by the number alone (process_access_response in fs/notify/fanotify/fanotify_user.c).
+func (g *Gate) keepNumber(ev *Event) {
+	fd, err := unix.FcntlInt(uintptr(g.stop), unix.F_DUPFD_CLOEXEC, ev.fd)
+	if err != nil {
+		g.log.Error("number of a held system call", zap.Int("fd", ev.fd), zap.Error(err))
+		return
+	}
+	if ev.kept = fd == ev.fd; !ev.kept { // it is in use, by something else of ours
+		unix.Close(fd)
+	}
+}
+
+// Detach ends the gate's thread, answers nothing more and leaves the group and what is held to
+// the next daemon, which somebody keeps it for. This one must end then.
+func (g *Gate) Detach() error {
+	if err := g.end(); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.detached = true
+	return nil
+}
+
+func (g *Gate) end() error {
 	if _, err := unix.Write(g.stop, binary.NativeEndian.AppendUint64(nil, 1)); err != nil {
 		return fmt.Errorf("eventfd: %w", err)
 	}
 	<-g.ended
+	return nil
+}
+
+// Close lets everything go on that is held, and takes away all marks.
+func (g *Gate) Close() error {
+	if err := g.end(); err != nil {
+		return err
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	// The kernel allows what was not answered (fanotify_release).
@@ -163,9 +252,12 @@ func (g *Gate) Unmark(fd int) error {
 func (g *Gate) Answer(ev *Event, v Verdict) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
+	if g.detached {
+		return // the next daemon does it
+	}
 	g.held.Add(-1)
 	if g.group >= 0 { // else the kernel has let it go
-		response := [2]uint32{uint32(int32(ev.FD)), uint32(v)} // struct fanotify_response
+		response := [2]uint32{uint32(int32(ev.fd)), uint32(v)} // struct fanotify_response
 		buf := (*[8]byte)(unsafe.Pointer(&response))[:]
 		for {
 			_, err := unix.Write(g.group, buf)
@@ -178,24 +270,23 @@ func (g *Gate) Answer(ev *Event, v Verdict) {
 			break
 		}
 	}
-	syscall.Close(ev.FD)
-}
-
-// rangeInfo is struct fanotify_event_info_range of include/uapi/linux/fanotify.h.
-type rangeInfo struct {
-	typ, _ uint8
-	len    uint16
-	_      uint32
-	off    uint64
-	count  uint64
+	// In this order: the number may be another event's as soon as it is closed.
+	g.memory.remove(ev)
+	if ev.kept {
+		syscall.Close(ev.fd)
+	}
 }
 
 func (g *Gate) run() {
 	runtime.LockOSThread()
 	defer close(g.ended)
-	buf := make([]byte, 64<<10)
+	for _, ev := range g.left {
+		g.pace()
+		g.handle(ev)
+	}
+	g.left = nil
 	for {
-		n, err := unix.Read(g.group, buf)
+		n, err := unix.Read(g.group, g.memory.buffer)
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
@@ -206,7 +297,7 @@ func (g *Gate) run() {
 			// A descriptor for the event could not be had: the kernel has denied it.
 			g.log.Error("read of held system calls", zap.Error(err))
 		default:
-			g.dispatch(buf[:n])
+			g.dispatch(n)
 		}
 	}
 }
@@ -218,35 +309,34 @@ func (g *Gate) wait() (stopped bool) {
 	return fds[1].Revents != 0
 }
 
-func (g *Gate) dispatch(buf []byte) {
-	for len(buf) >= unix.FAN_EVENT_METADATA_LEN {
-		m := (*unix.FanotifyEventMetadata)(unsafe.Pointer(&buf[0]))
-		if m.Event_len < unix.FAN_EVENT_METADATA_LEN || int(m.Event_len) > len(buf) {
-			g.log.Error("malformed fanotify event", zap.Uint32("length", m.Event_len))
-			return
+// dispatch has the events answered that n bytes of the buffer hold. They are noted before
+// the first is.
+func (g *Gate) dispatch(n int) {
+	var events []*Event
+	err := parse(g.memory.buffer[:n], func(ev *Event) {
+		var st unix.Stat_t
+		if err := unix.Fstat(ev.fd, &st); err != nil {
+			g.log.Error("inode of a held system call", zap.Error(err))
 		}
-		info := buf[m.Metadata_len:m.Event_len]
-		buf = buf[m.Event_len:]
-		if m.Fd < 0 {
-			continue
-		}
-		ev := &Event{FD: int(m.Fd), TID: int(m.Pid)}
-		for len(info) >= int(unsafe.Sizeof(rangeInfo{})) {
-			r := (*rangeInfo)(unsafe.Pointer(&info[0]))
-			if r.typ == unix.FAN_EVENT_INFO_TYPE_RANGE {
-				ev.Off, ev.Len = r.off, r.count
-			}
-			if r.len == 0 || int(r.len) > len(info) {
-				break
-			}
-			info = info[r.len:]
-		}
-		g.held.Add(1)
-		g.total.Add(1)
+		ev.Inode, ev.kept = st.Ino, true
+		g.memory.add(ev)
+		events = append(events, ev)
+	})
+	clear(g.memory.buffer[:n])
+	if err != nil {
+		g.log.Error("read of held system calls", zap.Error(err))
+	}
+	g.held.Add(int64(len(events)))
+	g.total.Add(uint64(len(events)))
+	for _, ev := range events {
 		g.pace()
-		if v := g.judge(ev); v != Later {
-			g.Answer(ev, v)
-		}
+		g.handle(ev)
+	}
+}
+
+func (g *Gate) handle(ev *Event) {
+	if v := g.judge(ev); v != Later {
+		g.Answer(ev, v)
 	}
 }
 

@@ -2,13 +2,12 @@ package gate
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"sync/atomic"
 	"testing"
 
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
@@ -35,7 +34,7 @@ func held(t *testing.T, foreign bool, decide func(*Event) Verdict) (g *Gate, sil
 	if foreign {
 		pid = -1
 	}
-	g, err := open(decide, func() {}, zap.NewNop(), pid)
+	g, err := Open(Options{Decide: decide, pid: pid})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +162,7 @@ func TestCallOf(t *testing.T) {
 		}
 	}
 	// Over: not while it runs, but once it sleeps elsewhere or is gone.
-	running, stop := spin()
+	running, stop := spin(t)
 	if callers.Over(running, Call{Access: Writes}) {
 		t.Error("a thread that runs has ended its call")
 	}
@@ -179,17 +178,24 @@ func TestCallOf(t *testing.T) {
 	}
 }
 
-// spin returns a thread that runs until stop.
-func spin() (tid int, stop func()) {
-	var stopped atomic.Bool
-	started := make(chan int)
-	go func() {
-		runtime.LockOSThread()
-		started <- unix.Gettid()
-		for !stopped.Load() {
-		}
-	}()
-	return <-started, func() { stopped.Store(true) }
+// spin starts a process that does nothing but run. A goroutine would be parked now and then.
+func spin(t *testing.T) (tid int, stop func()) {
+	t.Helper()
+	cmd := exec.Command("sh", "-c", "echo; while :; do :; done")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err == nil {
+		_, err = out.Read(make([]byte, 1))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cmd.Process.Pid, func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
 }
 
 func TestBrake(t *testing.T) {

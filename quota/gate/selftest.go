@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"sync"
 
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,7 +21,7 @@ func SelfTest(dir int) error {
 	defer unix.Close(silent)
 	t := &trial{verdict: Allow}
 	// The trial's own writes are what is to be held.
-	t.gate, err = open(t.decide, func() {}, zap.NewNop(), -1)
+	t.gate, err = Open(Options{Decide: t.decide, pid: -1})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,183 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/fs"
+	"github.com/croftfs/croft/fs/state"
+	"github.com/croftfs/croft/fs/transport"
+)
+
+// Keeper keeps descriptors for the daemon that comes next. fs/keeper's is one.
+type Keeper interface {
+	// Take returns what is kept, by name; the descriptors are the caller's.
+	Take() (map[string]*os.File, error)
+	// Hold keeps a duplicate of fd under a name, in the place of what was kept there.
+	Hold(name string, fd int) error
+	// Drop lets go of all that is kept.
+	Drop() error
+}
+
+// The names of what is kept of a pool: the state region, the connection and the gate's
+// group. The region's tier is set once all of them are.
+const (
+	keptState      = "state"
+	keptConnection = "fuse"
+	keptGate       = "gate"
+)
+
+// kept is what an earlier daemon has left.
+type kept struct {
+	connection, gate *os.File // gate is nil in tiers without one
+	begun            time.Time
+}
+
+func (k *kept) gateFD() int {
+	if k.gate == nil {
+		return 0
+	}
+	return int(k.gate.Fd())
+}
+
+func (k *kept) close() {
+	for _, f := range []*os.File{k.connection, k.gate} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// openState takes over what is kept of the pool, or begins anew. state.ErrNewer for
+// what only a newer croft can go on with: it stays kept.
+func (p *Pool) openState() error {
+	begun := time.Now()
+	if p.keeper != nil {
+		files, err := p.keeper.Take()
+		if err != nil {
+			return fmt.Errorf("keeper: %w", err)
+		}
+		err = p.takeState(files, begun)
+		for _, f := range files {
+			f.Close()
+		}
+		if err != nil || p.state != nil {
+			return err
+		}
+	}
+	var err error
+	p.state, err = state.New(p.id, p.bootID, transport.RequestSize)
+	return err
+}
+
+// takeState takes from files what it can go on with.
+func (p *Pool) takeState(files map[string]*os.File, begun time.Time) error {
+	take := func(name string) *os.File {
+		f := files[name]
+		delete(files, name)
+		return f
+	}
+	if files[keptState] == nil || files[keptConnection] == nil {
+		return nil
+	}
+	region, err := state.Open(take(keptState))
+	switch {
+	case errors.Is(err, state.ErrForeign):
+		p.log.Error("what was kept cannot be used", zap.Error(err))
+		return nil
+	case err != nil:
+		return err
+	}
+	tier := fs.Tier(region.Tier())
+	gated := tier == fs.TierGate || tier == fs.TierHold
+	if region.Pool() != p.id || region.Boot() != p.bootID || tier == "" || gated && files[keptGate] == nil {
+		p.log.Warn("what was kept is not complete, or of something else: the pool is mounted anew")
+		return region.Close()
+	}
+	p.state = region
+	p.kept = &kept{connection: take(keptConnection), begun: begun}
+	if gated {
+		p.kept.gate = take(keptGate)
+	}
+	return nil
+}
+
+// resume goes on with the earlier daemon's mount.
+func (p *Pool) resume(o MountOptions) (*transport.Conn, error) {
+	k := p.kept
+	if at := p.state.Mountpoint(); at != o.Mountpoint {
+		resolved, err := transport.ResolveMountpoint(o.Mountpoint)
+		if err != nil || at != resolved {
+			return nil, fmt.Errorf("%w: it is mounted on %s by the daemon before this one: go on there, or `umount %s` first", ErrMounted, at, at)
+		}
+	}
+	tier := fs.Tier(p.state.Tier())
+	if o.Tier != "" && o.Tier != tier {
+		p.log.Warn("the tier stays what it was until the pool is mounted anew", zap.String("tier", string(tier)))
+	}
+	fd, err := unix.FcntlInt(k.connection.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := transport.Resume(p.fs, p.transportOptions(o), fd)
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	if err := p.fs.Attach(conn, tier, k.gateFD()); err != nil {
+		return nil, err // what was kept stays so
+	}
+	k.close()
+	p.mount.tier, p.mount.took = tier, time.Since(k.begun)
+	p.mount.takeOvers = p.state.TakenOver()
+	p.log.Info("taken over", zap.String("mountpoint", conn.Mountpoint()), zap.String("tier", string(tier)),
+		zap.Uint64("take_overs", p.mount.takeOvers), zap.Duration("took", p.mount.took))
+	return conn, nil
+}
+
+// keep has the keeper hold what the next daemon needs. Nothing has been served yet.
+func (p *Pool) keep(conn *transport.Conn, tier fs.Tier) error {
+	p.state.SetMountpoint(conn.Mountpoint())
+	if p.keeper == nil {
+		p.state.SetTier(string(tier))
+		return nil
+	}
+	err := errors.Join(p.keeper.Drop(), p.keeper.Hold(keptState, p.state.FD()), p.keeper.Hold(keptConnection, conn.FD()))
+	if gate := p.fs.GateFD(); err == nil && gate >= 0 {
+		err = p.keeper.Hold(keptGate, gate)
+	}
+	if err != nil {
+		return fmt.Errorf("keeper: %w", err)
+	}
+	p.state.SetTier(string(tier))
+	return nil
+}
+
+// HandOver is Close, but that the mount is left to the next daemon: what is asked of
+// it waits for that.
+func (p *Pool) HandOver(ctx context.Context) error {
+	conn, _ := p.mount.get()
+	if conn == nil || p.keeper == nil {
+		return p.Close()
+	}
+	p.closing.Lock()
+	defer p.closing.Unlock()
+	p.mu.Lock()
+	done := p.closed
+	p.closed = true
+	p.mu.Unlock()
+	if done {
+		return nil
+	}
+	err := conn.Pause(ctx)
+	p.cancel()
+	p.background.Wait()
+	p.fs.Leave()
+	return errors.Join(err, p.checkpoint(p.all()), p.store.Close(), p.lock.Close())
+}

@@ -1,0 +1,383 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/fs/state"
+	"github.com/croftfs/croft/quota"
+)
+
+// A daemon goes on with what an earlier one has left in the state region: load makes
+// the nodes, AddVolume finds the volumes again, Restore opens what is open, and Attach
+// has the kernel's writers watched. What was under way comes again by itself.
+
+// restored is what of a take-over is not finished.
+type restored struct {
+	// torn are the nodes to look at: they were being changed, or are more than a
+	// name and a charge.
+	torn []*node
+	// unknown are those that the kernel does not know: they were open or pinned.
+	unknown []*node
+	// written are those that the kernel writes.
+	written []*node
+	// opened leads from the unique of a request to the handle that it has made.
+	opened map[uint64]uint64
+}
+
+// load makes the nodes that the region holds.
+func (f *FS) load() {
+	volumes := make(map[uint32]*volume)
+	f.state.Volumes(func(i uint32, r *state.Volume) {
+		v := newVolume(f, r.Name(), r, i)
+		volumes[i] = v
+		if r.Bits.Load()&volumeRemoved != 0 {
+			v.removed.Store(true)
+			return
+		}
+		f.kept[v.id] = v
+	})
+	f.state.Nodes(func(r *state.Node) {
+		v := volumes[r.Volume]
+		if v == nil { // its record was freed, and the node was not yet
+			f.state.RemoveNode(r)
+			return
+		}
+		key := handleKey{typ: r.HandleType, len: r.HandleLen, data: r.HandleData}
+		n := &node{id: r.ID, vol: v, key: key, typ: r.Type, rare: noRare, io: ioMode(r.IO)}
+		n.backing = backing{id: r.Backing, fd: -1}
+		n.record.Store(r)
+		v.nodes.Add(1)
+		f.nodes.byID.add(n)
+		if f.nodes.findLocked(&key) == nil {
+			f.nodes.byKey.add(n)
+		}
+		if r.Busy || n.has(nameless|markWritten|markUnsure) {
+			f.restored.torn = append(f.restored.torn, n)
+		}
+		if r.Lookups == 0 {
+			f.restored.unknown = append(f.restored.unknown, n)
+		}
+	})
+	for _, v := range volumes {
+		if v.removed.Load() && v.nodes.Load() == 0 {
+			f.state.RemoveVolume(v.index)
+		}
+	}
+}
+
+// Kept tells whether an earlier daemon has left what it knew of a volume, and whether
+// that is right: it was not being counted.
+func (f *FS) Kept(id string) (used quota.Usage, ok bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	v := f.kept[id]
+	if v == nil || v.record.Bits.Load()&volumeCounted == 0 {
+		return used, false
+	}
+	return quota.Usage{Bytes: uint64(v.record.Bytes.Load()), Inodes: uint64(v.record.Inodes.Load())}, true
+}
+
+// SetCounted is called when a volume's recount has ended.
+func (f *FS) SetCounted(id string) {
+	if v, err := f.volume(id); err == nil {
+		v.record.Bits.Or(volumeCounted)
+	}
+}
+
+// Unsettled tells whether more may be charged than is used, since an earlier daemon
+// ended while it changed the volume: a recount finds out.
+func (f *FS) Unsettled(id string) bool {
+	v, err := f.volume(id)
+	return err == nil && v.record.Bits.Load()&volumeUnsettled != 0
+}
+
+// SetSettled is called inside Quiesce after a recount.
+func (f *FS) SetSettled(id string) {
+	if v, err := f.volume(id); err == nil {
+		v.record.Bits.And(^uint32(volumeUnsettled))
+	}
+}
+
+// Restore is called when all volumes are added.
+func (f *FS) Restore() error {
+	f.mu.Lock()
+	for id, v := range f.kept { // of which the records tell nothing any more
+		v.removed.Store(true)
+		v.record.Bits.Or(volumeRemoved)
+		delete(f.kept, id)
+	}
+	volumes := make([]*volume, 0, len(f.volumes))
+	for _, v := range f.volumes {
+		volumes = append(volumes, v)
+	}
+	f.mu.Unlock()
+	for _, v := range volumes {
+		if v.record.Changes.Swap(0) != 0 {
+			v.record.Bits.Or(volumeUnsettled)
+		}
+	}
+	gone := make(map[uint64]*unix.Stat_t)
+	f.state.Gone(func(g *state.Gone) bool {
+		st := *(*unix.Stat_t)(unsafe.Pointer(&g.Stat[0]))
+		gone[g.Node] = &st
+		return true // those that are needed are kept again
+	})
+	var errs []error
+	for _, n := range f.restored.torn {
+		n.lock()
+		if err := f.mendLocked(n, gone[n.id]); err != nil {
+			errs = append(errs, fmt.Errorf("volume %s: inode of handle %s: %w", n.vol.id, n.key.name(), err))
+		}
+		n.unlock()
+	}
+	f.restored.torn = nil
+	f.restored.opened = make(map[uint64]uint64)
+	f.state.Handles(func(r *state.Handle) {
+		if err := f.reopen(r); err != nil {
+			errs = append(errs, fmt.Errorf("open file: %w", err))
+		}
+	})
+	for _, n := range f.restored.unknown {
+		f.nodes.mu.Lock()
+		f.forgotten(f.nodes.unlockLess(n))
+	}
+	f.restored.unknown = nil
+	return errors.Join(errs...)
+}
+
+// mendLocked finds out what has become of a node. st is what it was when it lost its last name.
+func (f *FS) mendLocked(n *node, st *unix.Stat_t) error {
+	r := n.rec()
+	if n.vol.record.Bits.Load()&volumeCounted == 0 {
+		// It is going to be counted, and only what a daemon before the earlier one has
+		// left can be open for writing: that is found again.
+		r.Known = false
+		n.set(markWritten|markLeft, false)
+	}
+	known := r.Known
+	n.set(refused, false) // the sampler says so again
+	if n.vol.removed.Load() {
+		return nil
+	}
+	fd, err := f.openNode(n, unix.O_PATH)
+	if isGone(err) {
+		if st == nil {
+			st = &unix.Stat_t{Mode: uint32(n.typ)<<12 | 0o600}
+		}
+		n.setGoneLocked(st)
+		n.set(markWritten, false)
+		if known {
+			f.creditAllLocked(n, quota.Usage{Bytes: r.Charge, Inodes: 1})
+		}
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	var now unix.Stat_t
+	if err := unix.Fstat(fd, &now); err != nil {
+		return err
+	}
+	orphan := orphanName(now.Ino)
+	err = f.withFD(n.vol.orphans, func(orphans int) error {
+		switch there := !n.isDir() && exists(orphans, orphan); {
+		case there && now.Nlink == 1:
+			n.setOrphanLocked(orphan)
+			n.replaced, n.exclusive = n.has(markReplaced), n.has(markExclusive)
+		case there: // a second name, for a replacement that has not come to it
+			return unix.Unlinkat(orphans, orphan, 0)
+		case n.has(markOrphan):
+			n.setOrphanLocked("")
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if now.Nlink == 0 && !n.isDir() && n.orphan == "" { // it is mapped
+		n.setGoneLocked(&now)
+		if known {
+			n.lingers = true
+			n.held = quota.Usage{Bytes: r.Charge, Inodes: 1}
+			n.vol.float(n.held, 1)
+		}
+	}
+	if n.has(markWritten) {
+		f.restored.written = append(f.restored.written, n)
+		return nil
+	}
+	if known {
+		n.setUnsureLocked(true)
+		return f.recountLocked(n, fd, 0)
+	}
+	return nil
+}
+
+// reopen opens the file of a handle again.
+func (f *FS) reopen(r *state.Handle) error {
+	if r.Request != 0 {
+		f.restored.opened[r.Request] = r.ID
+	}
+	h := &file{flags: r.Flags, record: r, fd: -1}
+	add := func() {
+		f.handles.open[r.ID] = h
+	}
+	if r.Node == rootIno {
+		fd, err := unix.FcntlInt(f.pool.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		h.node, h.fd = newNode(rootIno, nil, handleKey{}, unix.S_IFDIR), fd
+		add()
+		return err
+	}
+	n := f.nodes.get(r.Node)
+	if n == nil {
+		f.state.RemoveHandle(r)
+		return nil
+	}
+	h.node = n
+	add()
+	n.opens++
+	n.holds++
+	n.vol.openings.Add(1)
+	var err error
+	switch {
+	case r.Bits&handleWrites != 0:
+		h.writes = true // its descriptor is the writing's
+	case n.isDir():
+		h.fd, err = f.openNode(n, unix.O_RDONLY|unix.O_DIRECTORY)
+	case n.io == ioPassed && !isWriter(r.Flags):
+		if n.backing.fd < 0 {
+			n.backing.fd, err = f.openNode(n, unix.O_RDONLY)
+		}
+		h.fd, h.borrowed = n.backing.fd, true
+	default:
+		h.fd, err = f.openNode(n, openFlags(r.Flags))
+	}
+	if isGone(err) {
+		return nil // all that is asked of it is answered as of one that is gone
+	}
+	return err
+}
+
+// restoreWritings has the gate go on with what the kernel writes.
+func (f *FS) restoreWritings() error {
+	volumes := make(map[*volume]bool)
+	var errs []error
+	for _, n := range f.restored.written {
+		n.lock()
+		err := f.restoreWritingLocked(n)
+		n.unlock()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("volume %s: inode of handle %s: %w", n.vol.id, n.key.name(), err))
+		}
+		volumes[n.vol] = true
+	}
+	f.restored.written = nil
+	for v := range volumes {
+		if ws := &v.writers; v.ledger.Free().Bytes < ws.below {
+			f.gateVolume(v)
+		} else {
+			f.freeAll(v)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (f *FS) restoreWritingLocked(n *node) error {
+	fd, err := f.openNode(n, unix.O_RDWR)
+	if err != nil {
+		return err
+	}
+	w := &writing{n: n, fd: fd, marked: true, left: n.has(markLeft), stores: n.has(stores)}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		syscall.Close(fd)
+		return err
+	}
+	w.ino = st.Ino
+	if w.left { // see holdLocked
+		w.appends = true
+		f.nodes.mu.Lock()
+		n.pins++
+		f.nodes.mu.Unlock()
+	}
+	for _, h := range f.handles.of(n) {
+		if h.writes {
+			h.fd, h.borrowed = fd, true
+			w.opens++
+			w.appends = w.appends || h.flags&unix.O_APPEND != 0
+		}
+	}
+	// It is held until what it has grown by is known.
+	n.vol.writers.frozen.Store(true)
+	defer n.vol.writers.frozen.Store(false)
+	if err := f.addWriting(w); err != nil {
+		return err
+	}
+	n.ownRareLocked().writing = w
+	if !n.rec().Known {
+		n.setChargeLocked(0)
+	}
+	n.charged, n.dense = false, false
+	if err := f.readWrittenLocked(w); err != nil {
+		return err
+	}
+	if w.opens == 0 && !w.stores && !w.left {
+		f.endWritingLocked(w)
+	}
+	return nil
+}
+
+// TakeBack takes back what the answer to a request was to give away, and did not;
+// it is called before the request is worked on again.
+func (f *FS) TakeBack(q *state.Request) {
+	if fh, ok := f.restored.opened[q.Unique()]; ok {
+		f.release(fh)
+	}
+	for _, id := range q.Given() {
+		f.Forget(id, 1)
+	}
+	q.TakeBack()
+	if q.Effect.Load() != state.Trying {
+		return
+	}
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	for _, v := range f.volumes {
+		if v.index == q.Volume {
+			v.ledger.Claim(quota.Usage{Bytes: q.Bytes, Inodes: q.Inodes})
+		}
+	}
+}
+
+// closeLeaked gives up the backing files that an earlier daemon may have registered and
+// not noted: the kernel counts their ids up (idr_alloc_cyclic in fs/fuse/backing.c).
+func (f *FS) closeLeaked(k Kernel) {
+	const atOnce = 1 << 10 // more threads there are not
+	used := make(map[int32]bool)
+	f.nodes.mu.RLock()
+	for n := range f.nodes.byID.all {
+		used[n.backing.id] = true
+	}
+	f.nodes.mu.RUnlock()
+	last := f.state.LastBacking()
+	for id := max(last-atOnce, 1); last > 0 && id <= last+atOnce; id++ {
+		if !used[id] {
+			_ = k.CloseBacking(id) // ENOENT: it is none
+		}
+	}
+}
+
+// Leave ends what the FS does by itself and lets go of nothing: the next daemon goes
+// on. No request is under way, and none comes.
+func (f *FS) Leave() {
+	if f.gating == nil {
+		return
+	}
+	f.sampler.stop()
+	f.gating.gate.Detach()
+}

@@ -1,0 +1,253 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Version is the layout's. A daemon takes over a region of its own version or of one that it
+// knows; it refuses a newer one.
+const Version = 1
+
+var (
+	// ErrNewer is returned for a region of a newer layout.
+	ErrNewer = errors.New("the state region is of a newer croft")
+	// ErrForeign is returned for what is not a region.
+	ErrForeign = errors.New("not a state region")
+	// ErrFull is returned when a section has no room.
+	ErrFull = errors.New("the state region is full")
+)
+
+const magic = 0x31_45_54_41_54_53_46_43 // "CFSTATE1"
+
+// Sizes of the sections in records, and their places in bytes.
+const (
+	maxVolumes  = 1 << 16
+	maxEvents   = 1 << 16
+	maxHandles  = 1 << 24
+	maxGone     = 1 << 22
+	maxRequests = 1 << 10
+	maxNodes    = 1 << 28
+
+	volumesAt = 1 << 16
+	eventsAt  = volumesAt + maxVolumes*unsafe.Sizeof(Volume{})
+	handlesAt = eventsAt + EventBuffer + maxEvents*unsafe.Sizeof(Event{})
+	goneAt    = handlesAt + maxHandles*unsafe.Sizeof(Handle{})
+	nodesAt   = goneAt + maxGone*unsafe.Sizeof(Gone{})
+	// requestsAt is the last, since a request's size is not known here.
+	requestsAt = nodesAt + maxNodes*unsafe.Sizeof(Node{})
+)
+
+// header is the first section.
+type header struct {
+	magic   uint64
+	version uint32
+	// requestSize is the room for one request's message, in bytes.
+	requestSize uint32
+	initLen     uint32
+	_           uint32
+	initMessage [1 << 12]byte
+	pool        [64]byte // its id
+	boot        [64]byte // the boot's
+	tier        [16]byte
+	mountpoint  [unix.PathMax]byte
+	takeOvers   uint64
+	backing     atomic.Int32
+	nodeGen     uint32
+	handleGen   uint32
+	// Records at and beyond these were never used.
+	volumes, handles, gone, nodes, requests uint32
+
+	redo redo
+}
+
+// redo is a change of a node's lookups under way, which is more than one store: it is
+// made again by who takes over. There is one at a time.
+type redo struct {
+	node    atomic.Uint32 // index of its record, plus one; 0 when there is none
+	request uint32        // index of its record, plus one; 0 when there is none
+	given   uint32        // how many the request has given away before
+	_       uint32
+	id      uint64
+	lookups uint64 // after
+}
+
+// Region is a state region. Its methods may be called concurrently; the records are their owners' to guard.
+type Region struct {
+	file *os.File
+	mem  []byte
+	head *header
+
+	mu       sync.Mutex
+	nodes    slots
+	handles  slots
+	gone     slots
+	volumes  slots
+	requests slots
+
+	// bound leads to a request by its unique, unless a later one took its place.
+	bound [maxRequests]atomic.Pointer[Request]
+}
+
+// New makes an empty region for a pool. requestSize is the longest message of the
+// kernel that a request has room for, in bytes.
+func New(pool, boot string, requestSize int) (*Region, error) {
+	fd, err := unix.MemfdCreate("croft-state", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memfd_create: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), "croft-state")
+	page := os.Getpagesize()
+	requestSize = (requestSize + page - 1) / page * page
+	size := int64(requestsAt) + maxRequests*int64(requestStride(requestSize))
+	if err := file.Truncate(size); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("size of the state region: %w", err)
+	}
+	r, err := attach(file, size)
+	if err != nil {
+		return nil, err
+	}
+	h := r.head
+	h.version, h.requestSize = Version, uint32(requestSize)
+	copy(h.pool[:], pool)
+	copy(h.boot[:], boot)
+	h.magic = magic
+	return r, nil
+}
+
+// Open takes over the region behind a descriptor, which is the Region's from then on.
+// ErrForeign, ErrNewer.
+func Open(file *os.File) (*Region, error) {
+	fi, err := file.Stat()
+	if err == nil && fi.Size() < int64(requestsAt) {
+		err = ErrForeign
+	}
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	r, err := attach(file, fi.Size())
+	if err != nil {
+		return nil, err
+	}
+	switch h := r.head; {
+	case h.magic != magic || fi.Size() != int64(requestsAt)+maxRequests*int64(requestStride(int(h.requestSize))):
+		err = ErrForeign
+	case h.version > Version:
+		err = fmt.Errorf("%w: layout %d, and this one knows %d", ErrNewer, h.version, Version)
+	}
+	if err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	r.finish()
+	r.nodes.load(r.head.nodes, func(i uint32) bool { return r.nodeAt(i).ID != 0 })
+	r.handles.load(r.head.handles, func(i uint32) bool { return r.handleAt(i).ID != 0 })
+	r.gone.load(r.head.gone, func(i uint32) bool { return r.goneAt(i).Node != 0 })
+	r.volumes.load(r.head.volumes, func(i uint32) bool { return r.VolumeAt(i).used() })
+	r.requests.load(r.head.requests, func(i uint32) bool { return r.requestAt(i).Taken != 0 })
+	return r, nil
+}
+
+func attach(file *os.File, size int64) (*Region, error) {
+	mem, err := unix.Mmap(int(file.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	if err != nil {
+		file.Close()
+		return nil, fmt.Errorf("map the state region: %w", err)
+	}
+	r := &Region{file: file, mem: mem, head: (*header)(unsafe.Pointer(&mem[0]))}
+	r.nodes.init(&r.head.nodes, maxNodes)
+	r.handles.init(&r.head.handles, maxHandles)
+	r.gone.init(&r.head.gone, maxGone)
+	r.volumes.init(&r.head.volumes, maxVolumes)
+	r.requests.init(&r.head.requests, maxRequests)
+	runtime.AddCleanup(r, func(mem []byte) { _ = unix.Munmap(mem) }, mem)
+	return r, nil
+}
+
+// Close closes the descriptor. The memory stays as long as the Region is referred to:
+// what points into it may be used to the end.
+func (r *Region) Close() error { return r.file.Close() }
+
+// FD is the region's descriptor, for the keeper.
+func (r *Region) FD() int { return int(r.file.Fd()) }
+
+func at[T any](r *Region, section uintptr, i uint32) *T {
+	var record T
+	return (*T)(unsafe.Pointer(&r.mem[section+uintptr(i)*unsafe.Sizeof(record)]))
+}
+
+func text(b []byte) string {
+	for i, c := range b {
+		if c == 0 {
+			return string(b[:i])
+		}
+	}
+	return string(b)
+}
+
+// Pool is the id of the pool that the region is of.
+func (r *Region) Pool() string { return text(r.head.pool[:]) }
+
+// Boot is the id of the boot in which it was made.
+func (r *Region) Boot() string { return text(r.head.boot[:]) }
+
+// RequestSize is how long a message can be, in bytes.
+func (r *Region) RequestSize() int { return int(r.head.requestSize) }
+
+// SetInit keeps the kernel's INIT request.
+func (r *Region) SetInit(message []byte) {
+	r.head.initLen = uint32(copy(r.head.initMessage[:], message))
+}
+
+// Init is the kernel's INIT request; empty before SetInit.
+func (r *Region) Init() []byte { return r.head.initMessage[:r.head.initLen] }
+
+// SetTier keeps what the mount is served by.
+func (r *Region) SetTier(tier string) {
+	clear(r.head.tier[:])
+	copy(r.head.tier[:], tier)
+}
+
+// Tier is what the mount is served by; empty before SetTier.
+func (r *Region) Tier() string { return text(r.head.tier[:]) }
+
+// SetMountpoint keeps where the pool is mounted.
+func (r *Region) SetMountpoint(path string) {
+	clear(r.head.mountpoint[:])
+	copy(r.head.mountpoint[:], path)
+}
+
+// Mountpoint is where the pool is mounted; empty before SetMountpoint.
+func (r *Region) Mountpoint() string { return text(r.head.mountpoint[:]) }
+
+// SetBacking notes the id of a backing file that the kernel has just given.
+func (r *Region) SetBacking(id int32) { r.head.backing.Store(id) }
+
+// LastBacking is the id that was noted last.
+func (r *Region) LastBacking() int32 { return r.head.backing.Load() }
+
+// TakenOver counts a take-over, and returns how many there were.
+func (r *Region) TakenOver() uint64 {
+	r.head.takeOvers++
+	return r.head.takeOvers
+}
+
+// TakeOvers is how many take-overs there were.
+func (r *Region) TakeOvers() uint64 { return r.head.takeOvers }
+
+// Memory is how many bytes of memory the region takes.
+func (r *Region) Memory() (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(r.FD(), &st); err != nil {
+		return 0, err
+	}
+	return st.Blocks * 512, nil
+}
