@@ -225,7 +225,7 @@ func (c *Conn) Counts() map[string]uint64 {
 		case op == 0:
 			counts[opcodeNames[0]] += n
 		default:
-			counts[opcodeName(uint32(op))] = n
+			counts[OpcodeName(uint32(op))] = n
 		}
 	}
 	return counts

@@ -89,8 +89,8 @@ var opcodeNames = [opcodeSlots]string{
 	53: "COPY_FILE_RANGE_64",
 }
 
-// opcodeName returns the kernel's name of an opcode, or its number for one that is not known here.
-func opcodeName(op uint32) string {
+// OpcodeName returns the kernel's name of an opcode, or its number for one that is not known here.
+func OpcodeName(op uint32) string {
 	if op > 0 && op < opcodeSlots && opcodeNames[op] != "" {
 		return opcodeNames[op]
 	}

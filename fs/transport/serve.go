@@ -202,7 +202,7 @@ func (t *thread) serve(n int) {
 	if err == nil || errors.Is(err, unix.ENOENT) {
 		return // ENOENT: whoever asked has been killed, or the connection has ended
 	}
-	t.c.log.Error("the kernel refused a reply", zap.String("opcode", opcodeName(op)), zap.Uint64("unique", unique),
+	t.c.log.Error("the kernel refused a reply", zap.String("opcode", OpcodeName(op)), zap.Uint64("unique", unique),
 		zap.Int("length", len(reply)), zap.Int32("status", replyStatus(reply)), zap.Error(err))
 	// A reply that the kernel cannot parse leaves the request waiting. One of EIO ends it,
 	// and is ENOENT if the request was ended already.
@@ -233,7 +233,7 @@ func (t *thread) handle(n int) (reply []byte) {
 	t.inIov[0], t.outIov[0] = t.in[:n], t.out
 	size, status := t.c.protocol.HandleRequest(t.inIov[:], t.outIov[:])
 	if !status.Ok() {
-		t.c.log.Error("a request could not be handled", zap.String("opcode", opcodeName(op)),
+		t.c.log.Error("a request could not be handled", zap.String("opcode", OpcodeName(op)),
 			zap.Int("length", n), zap.Stringer("status", status))
 		return failed()
 	}

@@ -34,6 +34,7 @@ type Pool struct {
 	ID      string
 
 	MountArgs []string // further arguments of `croft mount`
+	Keeper    string   // its --keeper; "none" when empty, so that the daemon is the process itself
 	Tier      string   // what EachPool has mounted it with
 
 	mu       sync.Mutex
@@ -306,7 +307,12 @@ func (p *Pool) Mount(env ...string) *Daemon {
 	OK(p.t, err)
 	defer log.Close()
 	// Not under Context: the daemon lives as long as the test wants it to.
-	cmd := exec.Command(Binary(p.t), append([]string{"mount", "--pool", p.Dir, p.Mnt}, p.MountArgs...)...)
+	keeper := p.Keeper
+	if keeper == "" {
+		keeper = "none"
+	}
+	args := append([]string{"mount", "--keeper", keeper, "--pool", p.Dir, p.Mnt}, p.MountArgs...)
+	cmd := exec.Command(Binary(p.t), args...)
 	cmd.Env = append(append(os.Environ(), "CROFT_RUN_DIR="+p.RunDir), env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// Its own process group: a signal to the tests' terminal is not the daemon's.

@@ -118,7 +118,8 @@ func (a *App) root() *cobra.Command {
 	root.SetErr(a.Stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%w", err) })
 	group(root)
-	root.AddCommand(a.poolCommand(), a.volumeCommand(), a.mountCommand(), a.checkCommand(), a.requestsCommand(), a.metricsCommand(), a.doctorCommand(), a.versionCommand())
+	root.AddCommand(a.poolCommand(), a.volumeCommand(), a.mountCommand(),
+		a.keeperCommand(), a.checkCommand(), a.requestsCommand(), a.metricsCommand(), a.doctorCommand(), a.versionCommand())
 	addCompletion(root)
 	return root
 }

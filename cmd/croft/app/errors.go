@@ -10,6 +10,13 @@ import (
 	"github.com/croftfs/croft/fs/pool"
 )
 
+// errHandedOver ends a supervised daemon that has left its mounts to the next, errTold one that has told
+// its supervisor what is wrong.
+var (
+	errHandedOver = errors.New("handed over")
+	errTold       = errors.New("told")
+)
+
 // usageError is an error of the command line.
 type usageError struct{ err error }
 
@@ -32,6 +39,10 @@ func (a *App) report(cmd *cobra.Command, err error) int {
 			a.notice("%v", err)
 		}
 		return ExitFindings
+	case errors.Is(err, errHandedOver):
+		return handedOver
+	case errors.Is(err, errTold):
+		return ExitFailure
 	case errors.As(err, &bad):
 		a.notice("%v\nSee '%s --help'.", err, cmd.CommandPath())
 		return ExitUsage

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	croftfs "github.com/croftfs/croft/fs"
+	"github.com/croftfs/croft/fs/keeper"
 	"github.com/croftfs/croft/fs/pool"
 	"github.com/croftfs/croft/fs/transport"
 )
@@ -38,9 +40,16 @@ type mountOptions struct {
 	idleAfter time.Duration
 	tier      *choice
 	wakeups   *choice
+	keeper    string // keeperAuto, keeperNone or a socket
+	keeperFD  int    // of a supervised daemon: its keeper; else -1
 }
 
-const tierAuto = "auto"
+const (
+	tierAuto = "auto"
+
+	keeperAuto = "auto"
+	keeperNone = "none"
+)
 
 func (a *App) mountCommand() *cobra.Command {
 	o := mountOptions{
@@ -55,7 +64,11 @@ func (a *App) mountCommand() *cobra.Command {
 		Long: "Mount pools and serve them: all volumes, one directory each. The first mountpoint is for\n" +
 			"the first --pool, and so on. It runs until all are unmounted, by umount(8) or by SIGTERM or\n" +
 			"SIGINT; a mount that is in use then is detached, and served until its last user has gone. A\n" +
-			"second signal does not wait for that. Under systemd it is a service of Type=notify.",
+			"second signal does not wait for that. Under systemd it is a service of Type=notify.\n\n" +
+			"The command runs the daemon as its child. When that dies another takes over: what is asked of the\n" +
+			"mounts waits for it, and no operation fails. SIGHUP has the daemon hand over to one of the program\n" +
+			"as it is on the disk now: an upgrade. With --keeper SOCKET, of a `croft keeper`, there is no child:\n" +
+			"SIGTERM hands over to the command that is started next, SIGINT unmounts.",
 		Example: "  croft mount --pool /srv/croft /mnt/croft\n" +
 			"  croft mount --daemon --pool /srv/a --pool /srv/b /mnt/a /mnt/b",
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
@@ -68,9 +81,13 @@ func (a *App) mountCommand() *cobra.Command {
 	f.StringVar(&o.logFile, "log-file", "", "append the log to this file (default stderr; "+defaultLogFile+" with --daemon)")
 	f.DurationVar(&o.idleAfter, "idle-after", 5*time.Second, "after that long without changes a volume is synced and recorded clean")
 	f.IntVar(&o.readyFD, "ready-fd", -1, "")
-	if err := f.MarkHidden("ready-fd"); err != nil {
-		panic(err) // there is no such flag
+	f.IntVar(&o.keeperFD, "keeper-fd", -1, "")
+	for _, name := range []string{"ready-fd", "keeper-fd"} {
+		if err := f.MarkHidden(name); err != nil {
+			panic(err) // there is no such flag
+		}
 	}
+	f.StringVar(&o.keeper, "keeper", keeperAuto, "who keeps the mounts when the daemon dies, for the next: the command itself, which\nstarts it (auto); the keeper at that socket; nobody (none)")
 	o.logFormat.flag(cmd, "log-format", "", "form of the log")
 	o.logLevel.flag(cmd, "log-level", "", "least level of what is logged")
 	o.tier.flag(cmd, "tier", "", "what the kernel reads and writes by itself: nothing (daemon); files opened for\nreading only (read); files opened for writing as well (gate), whose system calls\nare held while their volume has less than 64 MiB of room; the same, but always\nheld (hold), for tests. auto is gate, read or daemon, the first that works here")
@@ -92,8 +109,17 @@ func (a *App) checkMountArgs(o *mountOptions, mountpoints []string) error {
 		return usage("which pool? Name its directory with --pool DIR or $%s", PoolEnv)
 	case len(mountpoints) != len(o.pools):
 		return usage("%d pools and %d mountpoints: name one for each", len(o.pools), len(mountpoints))
+	case o.keeper == "":
+		return usage("--keeper: %s, %s, or the socket of a `croft keeper`", keeperAuto, keeperNone)
 	case o.idleAfter <= 0:
 		return usage("--idle-after %s: it must be more than 0", o.idleAfter)
+	}
+	if o.keeper != keeperAuto && o.keeper != keeperNone {
+		socket, err := filepath.Abs(o.keeper)
+		if err != nil {
+			return err
+		}
+		o.keeper = socket
 	}
 	for _, path := range append(mountpoints, o.pools...) {
 		if path == "" {
@@ -145,22 +171,65 @@ func (a *App) runMount(cmd *cobra.Command, o *mountOptions, args []string) (err 
 		defer file.Close()
 		log = file
 	}
+	logger := newLogger(log, o.logFormat.word, level)
+	if err := unix.Chdir("/"); err != nil { // keep no directory busy, least of all a mountpoint
+		return fmt.Errorf("chdir /: %w", err)
+	}
+	if o.keeper == keeperAuto && o.keeperFD < 0 {
+		return a.supervise(cmd.Context(), o, places, logger, ready)
+	}
 	d := &server{
 		app:       a,
-		log:       newLogger(log, o.logFormat.word, level),
+		log:       logger,
 		idleAfter: o.idleAfter,
 		ready:     ready,
 		wakeups:   transport.Wakeups(o.wakeups.word),
 	}
+	if d.keeper, err = a.findKeeper(cmd.Context(), o); err != nil {
+		return err
+	}
+	if d.supervised = o.keeperFD >= 0; d.supervised {
+		a.notify = func(string) {} // the supervisor's business
+	}
 	if o.tier.word != tierAuto {
 		d.tier = croftfs.Tier(o.tier.word)
 	}
-	if err := unix.Chdir("/"); err != nil { // keep no directory busy, least of all a mountpoint
-		return fmt.Errorf("chdir /: %w", err)
-	}
 	raiseLimits(d.log)
 	a.spareProcs()
-	return d.run(cmd.Context(), places)
+	err = d.run(cmd.Context(), places)
+	if err != nil && d.supervised && !errors.Is(err, errHandedOver) && !d.began {
+		ready(err)
+		return errTold
+	}
+	return err
+}
+
+// supervise runs the daemon as a child of this process.
+func (a *App) supervise(ctx context.Context, o *mountOptions, places []place, log *zap.Logger, ready func(error)) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("daemon: %w", err)
+	}
+	args := daemonArgs(o, places, "--keeper-fd=4", "--log-file="+o.logFile)
+	s := &supervisor{app: a, log: log, args: args, places: places, ready: ready, program: self}
+	return s.run(ctx)
+}
+
+// findKeeper connects with the keeper; nil when there is to be none.
+func (a *App) findKeeper(ctx context.Context, o *mountOptions) (*keeper.Client, error) {
+	switch {
+	case o.keeperFD >= 0:
+		unix.CloseOnExec(o.keeperFD)
+		return keeper.NewClient(os.NewFile(uintptr(o.keeperFD), "keeper"))
+	case o.keeper == keeperNone || o.keeper == keeperAuto:
+		return nil, nil
+	}
+	for deadline := time.Now().Add(a.Patience); ; time.Sleep(retryEvery) {
+		c, err := keeper.Dial(o.keeper)
+		if err == nil || ctx.Err() != nil || time.Now().After(deadline) {
+			return c, err
+		}
+	}
 }
 
 func openLog(path string) (*os.File, error) {

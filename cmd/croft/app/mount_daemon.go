@@ -32,7 +32,7 @@ func (a *App) startDaemon(ctx context.Context, o *mountOptions, places []place) 
 		return fmt.Errorf("daemon: %w", err)
 	}
 	defer reader.Close()
-	cmd := exec.Command(self, daemonArgs(o, places)...)
+	cmd := exec.Command(self, daemonArgs(o, places, "--keeper="+o.keeper)...)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{writer} // descriptor 3
@@ -68,12 +68,13 @@ func waitFailed(cmd *exec.Cmd) error {
 }
 
 // daemonArgs is the command line of the background process. Its log is its stderr.
-func daemonArgs(o *mountOptions, places []place) []string {
+func daemonArgs(o *mountOptions, places []place, more ...string) []string {
 	args := []string{
 		"mount", "--ready-fd=3",
 		"--log-format=" + o.logFormat.word, "--log-level=" + o.logLevel.word, "--idle-after=" + o.idleAfter.String(),
 		"--tier=" + o.tier.word, "--wakeups=" + o.wakeups.word,
 	}
+	args = append(args, more...)
 	for _, p := range places {
 		args = append(args, "--pool="+p.dir)
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/croftfs/croft/fs"
+	"github.com/croftfs/croft/fs/keeper"
 	"github.com/croftfs/croft/fs/pool"
 	"github.com/croftfs/croft/fs/pool/control"
 	"github.com/croftfs/croft/fs/transport"
@@ -36,6 +37,7 @@ type mountedPool interface {
 	Served() <-chan struct{}
 	ServeErr() error
 	Unmount(lazy bool) error
+	HandOver(ctx context.Context) error
 	Close() error
 }
 
@@ -48,7 +50,13 @@ type server struct {
 	wakeups   transport.Wakeups
 	ready     func(error) // is called with nil when all is mounted
 
-	signals chan os.Signal // default: SIGTERM and SIGINT
+	// keeper is nil when nobody keeps the mounts. A supervised daemon hands over to the next on SIGUSR2,
+	// another one that has a keeper on SIGTERM.
+	keeper     *keeper.Client
+	supervised bool
+	began      bool // all was mounted
+
+	signals chan os.Signal // default: SIGTERM, SIGINT and SIGUSR2
 	open    func(pool.Options) (mountedPool, error)
 	seats   []*seat
 }
@@ -68,7 +76,7 @@ type seat struct {
 func (d *server) run(ctx context.Context, places []place) error {
 	if d.signals == nil {
 		d.signals = make(chan os.Signal, 2)
-		signal.Notify(d.signals, unix.SIGTERM, unix.SIGINT)
+		signal.Notify(d.signals, unix.SIGTERM, unix.SIGINT, unix.SIGUSR2)
 		defer signal.Stop(d.signals)
 	}
 	if d.open == nil {
@@ -77,6 +85,7 @@ func (d *server) run(ctx context.Context, places []place) error {
 	if err := d.start(ctx, places); err != nil {
 		return errors.Join(err, d.abandon())
 	}
+	d.began = true
 	d.ready(nil)
 	d.app.notify("READY=1\nSTATUS=" + d.status())
 	d.log.Info("ready", zap.String("version", d.app.version()))
@@ -95,6 +104,11 @@ func (d *server) run(ctx context.Context, places []place) error {
 			ctx = context.WithoutCancel(ctx)
 		case sig := <-d.signals:
 			d.log.Info("signal", zap.Stringer("signal", sig))
+			if d.keeper != nil && asked == 0 && sig == d.handOverSignal() {
+				return d.handOver()
+			} else if sig == unix.SIGUSR2 {
+				continue // there is nobody to hand over to
+			}
 		}
 		switch asked++; asked {
 		case 1:
@@ -135,11 +149,45 @@ func (d *server) start(ctx context.Context, places []place) error {
 	return nil
 }
 
+func (d *server) poolOptions(at place) pool.Options {
+	o := pool.Options{Dir: at.dir, Logger: d.log, IdleAfter: d.idleAfter, RequestStep: d.app.killStep()}
+	if d.keeper != nil {
+		o.Keeper = func(id string) pool.Keeper { return d.keeper.Pool(id) }
+	}
+	return o
+}
+
+func (d *server) handOverSignal() os.Signal {
+	if d.supervised {
+		return unix.SIGUSR2
+	}
+	return unix.SIGTERM
+}
+
+// handOver leaves the mounts to the next daemon. What takes too long is finished by that one.
+func (d *server) handOver() error {
+	d.app.notify("STOPPING=1\nSTATUS=handing over")
+	ctx, cancel := context.WithTimeout(context.Background(), controlGrace)
+	defer cancel()
+	var wait sync.WaitGroup
+	for _, s := range d.seats {
+		wait.Go(func() {
+			err := errors.Join(s.control.Shutdown(ctx), s.pool.HandOver(ctx))
+			d.log.Info("handed over", zap.String("pool", s.dir), zap.Error(err))
+		})
+	}
+	wait.Wait()
+	if d.supervised {
+		return errHandedOver
+	}
+	return nil
+}
+
 // openPool opens a pool. One that a volume command has is waited for; one that
 // a daemon has is not.
 func (d *server) openPool(ctx context.Context, at place) (mountedPool, error) {
 	for deadline := time.Now().Add(d.app.Patience); ; {
-		p, err := d.open(pool.Options{Dir: at.dir, Logger: d.log, IdleAfter: d.idleAfter})
+		p, err := d.open(d.poolOptions(at))
 		if !errors.Is(err, pool.ErrInUse) || time.Now().After(deadline) {
 			return p, err
 		}

@@ -47,6 +47,11 @@ func (f *fakeMount) Unmount(lazy bool) error {
 	return nil
 }
 
+func (f *fakeMount) HandOver(context.Context) error {
+	f.note("hand over")
+	return nil
+}
+
 func (f *fakeMount) called(call string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
