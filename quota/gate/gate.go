@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"unsafe"
 
 	"go.uber.org/zap"
@@ -31,11 +31,11 @@ type Event struct {
 	// for a truncation to Off.
 	Off, Len uint64
 
-	// fd is by what the kernel knows the event. It is a descriptor of the inode,
-	// (O_RDONLY) unless an earlier daemon has read the event: then it only keeps the number in use, if kept.
+	// fd is by what the kernel knows the event. It is a descriptor of the inode
+	// (O_RDONLY), unless an earlier daemon has read the event.
 	fd   int
-	kept bool
 	slot int // index of its record
+	turn turn
 }
 
 // Verdict is the answer to an event.
@@ -64,7 +64,10 @@ type Gate struct {
 	held   atomic.Int64
 	total  atomic.Uint64
 	memory *memory
-	left   []*Event // of an earlier daemon; run's own
+	numbers
+	left     []*Event // of an earlier daemon; run's own
+	stopping atomic.Bool
+	step     func(string)
 
 	mu       sync.RWMutex // is held shared while group is used, exclusively to close it
 	group    int          // -1 once closed
@@ -85,13 +88,17 @@ type Options struct {
 	// State is where what is held is noted for the next daemon. Default: memory of the gate's.
 	State *state.Region
 	// Group is a descriptor of the group that an earlier daemon has made, whose State this is;
-	// it remains the caller's. What that daemon has not answered is decided first. Default, 0: a new group.
+	// it remains the caller's. What that daemon has not answered is decided first, and may be
+	// decided a second time: its answer may have been given. Default, 0: a new group, and what
+	// State says is held is forgotten.
 	Group int
 	// Logger takes what goes wrong. Default: none.
 	Logger *zap.Logger
 
 	// pid is whose threads' events are our own. Default: this process.
 	pid int
+	// step is called between the steps of what must be right wherever it ends. Default: nothing.
+	step func(string)
 }
 
 // Open makes a group, or goes on with one, and starts a thread that has events
@@ -106,6 +113,12 @@ func Open(o Options) (*Gate, error) {
 	if o.Pace == nil {
 		o.Pace = func() {}
 	}
+	if o.step == nil {
+		o.step = func(string) {}
+	}
+	if o.Group > 0 && o.State == nil {
+		return nil, errors.New("a group of an earlier daemon without the state that says what it holds")
+	}
 	group, err := openGroup(o.Group)
 	if err != nil {
 		return nil, err
@@ -115,10 +128,14 @@ func Open(o Options) (*Gate, error) {
 		unix.Close(group)
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	g := &Gate{decide: o.Decide, pace: o.Pace, log: o.Logger, pid: o.pid, group: group, stop: stop, ended: make(chan struct{})}
-	g.memory, g.left = newMemory(o.State)
+	g := &Gate{
+		decide: o.Decide, pace: o.Pace, log: o.Logger, pid: o.pid, step: o.step,
+		group: group, stop: stop, ended: make(chan struct{}), numbers: numbers{spare: stop},
+	}
+	g.memory, g.left = newMemory(o.State, o.Group > 0, o.step)
 	for _, ev := range g.left {
-		g.keepNumber(ev)
+		g.keep(ev)
+		o.step("kept")
 	}
 	g.held.Add(int64(len(g.left)))
 	go g.run()
@@ -127,7 +144,14 @@ func Open(o Options) (*Gate, error) {
 
 func openGroup(kept int) (int, error) {
 	if kept > 0 {
-		group, err := unix.FcntlInt(uintptr(kept), unix.F_DUPFD_CLOEXEC, 0)
+		what, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(kept))
+		if err == nil && what != "anon_inode:[fanotify]" {
+			err = fmt.Errorf("descriptor %d is %s, not a fanotify group", kept, what)
+		}
+		var group int
+		if err == nil {
+			group, err = unix.FcntlInt(uintptr(kept), unix.F_DUPFD_CLOEXEC, 0)
+		}
 		if err != nil {
 			return -1, fmt.Errorf("group of an earlier daemon: %w", err)
 		}
@@ -142,24 +166,12 @@ func openGroup(kept int) (int, error) {
 	return group, nil
 }
 
-// FD is the group's descriptor, for who keeps it.
+// FD is the group's descriptor, for who keeps it. Only a group with a State is worth that.
 func (g *Gate) FD() int { return g.group }
 
-// keepNumber sees to it that no event of ours gets the number of one that is left: an answer
-// goes by the number alone (process_access_response in fs/notify/fanotify/fanotify_user.c).
-func (g *Gate) keepNumber(ev *Event) {
-	fd, err := unix.FcntlInt(uintptr(g.stop), unix.F_DUPFD_CLOEXEC, ev.fd)
-	if err != nil {
-		g.log.Error("number of a held system call", zap.Int("fd", ev.fd), zap.Error(err))
-		return
-	}
-	if ev.kept = fd == ev.fd; !ev.kept { // it is in use, by something else of ours
-		unix.Close(fd)
-	}
-}
-
 // Detach ends the gate's thread, answers nothing more and leaves the group and what is held to
-// the next daemon, which somebody keeps it for. This one must end then.
+// the next daemon, which somebody keeps it for. This one must end then. Its own system calls
+// must be over before: they are held like any.
 func (g *Gate) Detach() error {
 	if err := g.end(); err != nil {
 		return err
@@ -171,6 +183,7 @@ func (g *Gate) Detach() error {
 }
 
 func (g *Gate) end() error {
+	g.stopping.Store(true)
 	if _, err := unix.Write(g.stop, binary.NativeEndian.AppendUint64(nil, 1)); err != nil {
 		return fmt.Errorf("eventfd: %w", err)
 	}
@@ -178,15 +191,32 @@ func (g *Gate) end() error {
 	return nil
 }
 
-// Close lets everything go on that is held, and takes away all marks.
+// Close lets everything go on that is held, and takes away all marks, also when
+// somebody keeps the group.
 func (g *Gate) Close() error {
 	if err := g.end(); err != nil {
 		return err
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	// The kernel allows what was not answered (fanotify_release).
-	err := unix.Close(g.group)
+	err := unix.FanotifyMark(g.group, unix.FAN_MARK_FLUSH, 0, unix.AT_FDCWD, "")
+	if err != nil {
+		err = fmt.Errorf("fanotify_mark: flush: %w", err)
+	}
+	g.memory.each(func(fd int) { _ = g.respond(fd, Allow) }) // ENOENT: it was answered
+	for {
+		n, err := unix.Read(g.group, g.memory.buffer)
+		if err != nil {
+			break
+		}
+		_ = parse(g.memory.buffer[:n], func(ev *Event) {
+			_ = g.respond(ev.fd, Allow)
+			unix.Close(ev.fd)
+		})
+		clear(g.memory.buffer)
+	}
+	// Without a State: the kernel allows what was not answered (fanotify_release).
+	err = errors.Join(err, unix.Close(g.group))
 	g.group = -1
 	return errors.Join(err, unix.Close(g.stop))
 }
@@ -212,7 +242,8 @@ func (g *Gate) mark(fd int, flags uint) error {
 }
 
 // Mark has files that are opened from now on raise events, and ignores them
-// until Hold. fd is open on the inode, and not O_PATH.
+// until Hold, also when the inode was marked and held already. fd is open on the inode, and
+// not O_PATH.
 func (g *Gate) Mark(fd int) error {
 	if err := g.mark(fd, unix.FAN_MARK_ADD); err != nil {
 		return fmt.Errorf("fanotify_mark: %w", err)
@@ -252,28 +283,31 @@ func (g *Gate) Unmark(fd int) error {
 func (g *Gate) Answer(ev *Event, v Verdict) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	if g.detached {
-		return // the next daemon does it
+	if g.detached || !g.isTurn(ev, v) {
+		return // the next daemon does it, or the answer to the one before
 	}
-	g.held.Add(-1)
-	if g.group >= 0 { // else the kernel has let it go
-		response := [2]uint32{uint32(int32(ev.fd)), uint32(v)} // struct fanotify_response
-		buf := (*[8]byte)(unsafe.Pointer(&response))[:]
-		for {
-			_, err := unix.Write(g.group, buf)
-			if err == unix.EINTR {
-				continue
-			}
-			if err != nil && err != unix.ENOENT { // ENOENT: the caller was killed
+	for ev != nil {
+		g.held.Add(-1)
+		if g.group >= 0 { // else the kernel has let it go
+			if err := g.respond(ev.fd, v); err != nil && err != unix.ENOENT { // ENOENT: it was answered
 				g.log.Error("answer to a held system call", zap.Int("tid", ev.TID), zap.Error(err))
 			}
-			break
 		}
+		g.step("answered")
+		// In this order: the number may be another event's as soon as it is closed.
+		g.memory.remove(ev)
+		g.step("removed")
+		ev, v = g.letGo(ev)
 	}
-	// In this order: the number may be another event's as soon as it is closed.
-	g.memory.remove(ev)
-	if ev.kept {
-		syscall.Close(ev.fd)
+}
+
+func (g *Gate) respond(fd int, v Verdict) error {
+	response := [2]uint32{uint32(int32(fd)), uint32(v)} // struct fanotify_response
+	buf := (*[8]byte)(unsafe.Pointer(&response))[:]
+	for {
+		if _, err := unix.Write(g.group, buf); err != unix.EINTR {
+			return err
+		}
 	}
 }
 
@@ -285,28 +319,29 @@ func (g *Gate) run() {
 		g.handle(ev)
 	}
 	g.left = nil
-	for {
+	for !g.stopping.Load() {
+		g.keepAgain()
+		g.step("reading")
 		n, err := unix.Read(g.group, g.memory.buffer)
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
-			if stopped := g.wait(); stopped {
-				return
-			}
+			g.wait()
 		case err != nil:
 			// A descriptor for the event could not be had: the kernel has denied it.
 			g.log.Error("read of held system calls", zap.Error(err))
+			clear(g.memory.buffer)
 		default:
+			g.step("read")
 			g.dispatch(n)
 		}
 	}
 }
 
-// wait returns when there are events, or true when there will be none.
-func (g *Gate) wait() (stopped bool) {
+// wait returns when there are events, or the gate is to end.
+func (g *Gate) wait() {
 	fds := []unix.PollFd{{Fd: int32(g.group), Events: unix.POLLIN}, {Fd: int32(g.stop), Events: unix.POLLIN}}
 	_, _ = unix.Poll(fds, -1)
-	return fds[1].Revents != 0
 }
 
 // dispatch has the events answered that n bytes of the buffer hold. They are noted before
@@ -318,11 +353,14 @@ func (g *Gate) dispatch(n int) {
 		if err := unix.Fstat(ev.fd, &st); err != nil {
 			g.log.Error("inode of a held system call", zap.Error(err))
 		}
-		ev.Inode, ev.kept = st.Ino, true
+		ev.Inode = st.Ino
+		g.hasNumber(ev)
 		g.memory.add(ev)
+		g.step("noted")
 		events = append(events, ev)
 	})
-	clear(g.memory.buffer[:n])
+	g.memory.forget(n)
+	g.step("forgotten")
 	if err != nil {
 		g.log.Error("read of held system calls", zap.Error(err))
 	}

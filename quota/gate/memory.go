@@ -3,6 +3,7 @@ package gate
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -13,6 +14,7 @@ import (
 // memory is where the gate reads its events, and notes those that are held, so that the
 // next daemon finds them: there is no instant at which an event that was read is in neither.
 type memory struct {
+	region *state.Region // what follows is in it, and it must stay
 	buffer []byte
 	mu     sync.Mutex // guards what follows
 	held   []state.Event
@@ -20,36 +22,48 @@ type memory struct {
 	next   int   // the first that was not
 }
 
-// newMemory also returns what an earlier daemon has not answered.
-func newMemory(region *state.Region) (*memory, []*Event) {
+// newMemory also returns what an earlier daemon has not answered, unless its group is gone.
+func newMemory(region *state.Region, groupKept bool, step func(string)) (*memory, []*Event) {
 	if region == nil {
 		return &memory{buffer: make([]byte, state.EventBuffer)}, nil
 	}
-	m := &memory{}
+	m := &memory{region: region}
 	m.buffer, m.held = region.Events()
 	var left []*Event
 	known := make(map[state.Event]bool)
 	for m.next < len(m.held) && m.held[m.next].Used {
-		if r := m.held[m.next]; r.FD != 0 {
-			left = append(left, &Event{Inode: r.Inode, TID: int(r.TID), Off: r.Off, Len: r.Len, fd: int(r.FD), slot: m.next})
+		switch r := m.held[m.next]; {
+		case r.FD != 0 && groupKept:
+			ev := &Event{Inode: r.Inode, TID: int(r.TID), Off: r.Off, Len: r.Len, fd: int(r.FD), slot: m.next}
+			left = append(left, ev)
 			r.Inode = 0
 			known[r] = true
-		} else {
+		default:
+			m.held[m.next].FD = 0
 			m.free = append(m.free, m.next)
 		}
 		m.next++
 	}
-	// What was read and not noted yet, or only in part.
-	_ = parse(m.buffer, func(ev *Event) {
-		if known[state.Event{Used: true, FD: int32(ev.fd), TID: int32(ev.TID), Off: ev.Off, Len: ev.Len}] {
-			return
-		}
-		ev.Inode = inodeOf(ev.TID)
-		m.add(ev)
-		left = append(left, ev)
-	})
+	if groupKept { // what was read and not noted yet, or only in part
+		_ = parse(m.buffer, func(ev *Event) {
+			if known[state.Event{Used: true, FD: int32(ev.fd), TID: int32(ev.TID), Off: ev.Off, Len: ev.Len}] {
+				return
+			}
+			ev.Inode = inodeOf(ev.TID)
+			m.add(ev)
+			left = append(left, ev)
+			step("found")
+		})
+	}
 	clear(m.buffer)
 	return m, left
+}
+
+// forget has nothing left in the buffer of what a read has put there: n bytes, and what it
+// may have begun after them.
+func (m *memory) forget(n int) {
+	const longest = unix.FAN_EVENT_METADATA_LEN + int(unsafe.Sizeof(rangeInfo{}))
+	clear(m.buffer[:min(n+longest, len(m.buffer))])
 }
 
 func (m *memory) add(ev *Event) {
@@ -68,7 +82,7 @@ func (m *memory) add(ev *Event) {
 	}
 	r := &m.held[ev.slot]
 	*r = state.Event{Used: true, TID: int32(ev.TID), Off: ev.Off, Len: ev.Len, Inode: ev.Inode}
-	r.FD = int32(ev.fd)
+	atomic.StoreInt32(&r.FD, int32(ev.fd)) // not before the others: it says that they are there
 }
 
 func (m *memory) remove(ev *Event) {
@@ -78,9 +92,20 @@ func (m *memory) remove(ev *Event) {
 		return
 	}
 	if m.held != nil {
-		m.held[ev.slot].FD = 0
+		atomic.StoreInt32(&m.held[ev.slot].FD, 0)
 	}
 	m.free = append(m.free, ev.slot)
+}
+
+// each yields by what the kernel knows the events that are held.
+func (m *memory) each(yield func(fd int)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range m.held[:min(m.next, len(m.held))] {
+		if fd := m.held[i].FD; fd != 0 {
+			yield(int(fd))
+		}
+	}
 }
 
 // rangeInfo is struct fanotify_event_info_range of include/uapi/linux/fanotify.h.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -303,6 +304,15 @@ func (r *Running) Wait() int {
 	_ = r.cmd.Wait()
 	return r.cmd.ProcessState.ExitCode()
 }
+
+// Rest is what the helper prints from now on to its end; Wait may have been called.
+func (r *Running) Rest() string {
+	body, _ := io.ReadAll(r.stdout)
+	return string(body)
+}
+
+// Output is what the helper has written to its standard error.
+func (r *Running) Output() string { return r.out.String() }
 
 // Signal sends the helper a signal.
 func (r *Running) Signal(sig os.Signal) {

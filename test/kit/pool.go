@@ -330,7 +330,7 @@ func (p *Pool) Mount(env ...string) *Daemon {
 		body, _ := os.ReadFile(logPath)
 		p.t.Fatalf("croft mount is not ready (running: %v):\n%s", d.alive(), tail(string(body), 8<<10))
 	}
-	p.baseline = len(p.descriptors(d))
+	p.baseline = len(p.descriptors())
 	return d
 }
 
@@ -412,10 +412,9 @@ func (p *Pool) stop(d *Daemon) {
 // the record store's files, of which there are more and less.
 func (p *Pool) Idle() {
 	p.t.Helper()
-	d := p.Daemon()
 	var held []string
 	if !poll(func() bool {
-		held = p.descriptors(d)
+		held = p.descriptors()
 		return len(held) <= p.baseline && len(p.tenants(held)) == 0
 	}) {
 		p.t.Errorf("the idle daemon has %d descriptors, it began with %d:\n%s", len(held), p.baseline, strings.Join(held, "\n"))
@@ -436,8 +435,8 @@ func (p *Pool) tenants(held []string) (files []string) {
 
 // descriptors lists what the daemon has open, without directories and the
 // record store's files.
-func (p *Pool) descriptors(d *Daemon) (held []string) {
-	dir := fmt.Sprintf("/proc/%d/fd", d.Pid)
+func (p *Pool) descriptors() (held []string) {
+	dir := fmt.Sprintf("/proc/%d/fd", p.Serving())
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())

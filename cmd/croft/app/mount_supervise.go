@@ -23,11 +23,11 @@ const (
 	// handedOver is the exit code of a daemon that has left its mounts to the next.
 	handedOver = 75 // EX_TEMPFAIL of sysexits.h
 
-	// firstPause is how long after a daemon's second death in a row the next is started;
-	// it doubles up to lastPause. One that has served for healthy begins anew.
+	// A daemon that dies is replaced at once, as long as it has served for healthy: everybody waits.
+	// One that dies at birth is replaced after firstPause, and the next after twice that, up to lastPause.
+	healthy    = 100 * time.Millisecond
 	firstPause = 100 * time.Millisecond
 	lastPause  = 5 * time.Second
-	healthy    = time.Minute
 )
 
 // supervisor runs a daemon as a child, keeps what must outlive it, and starts
@@ -50,7 +50,7 @@ type supervisor struct {
 // child is a daemon that runs.
 type child struct {
 	cmd    *exec.Cmd
-	begun  time.Time
+	served time.Time     // since when; zero before it is ready
 	ready  chan error    // says once how mounting went; closed without a word when the daemon has died
 	exited chan struct{} // closed when it has
 }
@@ -80,7 +80,7 @@ func (s *supervisor) run(ctx context.Context) error {
 			pause, upgrade = 0, true
 			continue
 		}
-		if c != nil && time.Since(c.begun) >= healthy {
+		if c != nil && !c.served.IsZero() && time.Since(c.served) >= healthy {
 			pause = 0
 		}
 		s.log.Error("the daemon has died: another takes over", zap.Error(err), zap.Duration("pause", pause))
@@ -179,7 +179,7 @@ func (s *supervisor) exec(program string) (*child, error) {
 		return nil, fmt.Errorf("daemon: %w", err)
 	}
 	go s.keeper.ServeConn(conn.(*net.UnixConn))
-	c := &child{cmd: cmd, begun: time.Now(), ready: make(chan error, 1), exited: make(chan struct{})}
+	c := &child{cmd: cmd, ready: make(chan error, 1), exited: make(chan struct{})}
 	go func() {
 		defer reader.Close()
 		defer close(c.ready)
@@ -202,7 +202,7 @@ func (s *supervisor) exec(program string) (*child, error) {
 // watch waits for a daemon's end and passes signals on to it.
 func (s *supervisor) watch(ctx context.Context, c *child) error {
 	if c.ready == nil {
-		s.isReady()
+		s.isReady(c)
 	}
 	done := ctx.Done()
 	for {
@@ -211,7 +211,7 @@ func (s *supervisor) watch(ctx context.Context, c *child) error {
 			c.ready = nil
 			switch {
 			case ok && err == nil:
-				s.isReady()
+				s.isReady(c)
 			case ok && !s.served: // it has said why: that is the command's error
 				<-c.exited
 				return err
@@ -230,7 +230,8 @@ func (s *supervisor) watch(ctx context.Context, c *child) error {
 	}
 }
 
-func (s *supervisor) isReady() {
+func (s *supervisor) isReady(c *child) {
+	c.served = time.Now()
 	if !s.served {
 		s.served = true
 		s.ready(nil)

@@ -1,0 +1,51 @@
+package kit
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Serving is the process that serves: the daemon itself, or the child of one that keeps
+// its mounts. 0 when there is none right now.
+func (p *Pool) Serving() int {
+	d := p.Daemon()
+	if p.Keeper != "auto" {
+		return d.Pid
+	}
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", d.Pid))
+	for _, path := range threads {
+		body, _ := os.ReadFile(path)
+		for _, field := range strings.Fields(string(body)) {
+			if pid, err := strconv.Atoi(field); err == nil {
+				return pid
+			}
+		}
+	}
+	return 0
+}
+
+// KillServing kills the process that serves with SIGKILL, and waits until another does.
+func (p *Pool) KillServing() {
+	p.t.Helper()
+	pid := p.Serving()
+	if pid == 0 {
+		p.t.Fatal("nobody serves")
+	}
+	OK(p.t, syscall.Kill(pid, syscall.SIGKILL))
+	Poll(p.t, "another daemon", func() bool {
+		next := p.Serving()
+		return next != 0 && next != pid && p.serves()
+	})
+}
+
+// Log is what the daemon has logged.
+func (p *Pool) Log() string {
+	p.t.Helper()
+	body, err := os.ReadFile(p.Daemon().log)
+	OK(p.t, err)
+	return string(body)
+}
