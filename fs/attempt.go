@@ -86,6 +86,12 @@ func (t *attempt) note(ino uint64) {
 	}
 }
 
+func (t *attempt) noteOrphan(ino uint64) {
+	if t.request != nil {
+		t.request.Orphan = ino
+	}
+}
+
 // moved tells whether the inode that was noted has come to a name.
 func (t *attempt) moved(dirfd int, name string) bool {
 	var st unix.Stat_t

@@ -106,14 +106,6 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 			return -1, err
 		}
 		t := f.try(&in.InHeader)
-		if t.again && t.request.Inode != 0 { // nobody has heard of the one that an earlier daemon has made
-			err := f.withFD(d.node.vol.orphans, func(orphans int) error {
-				return unix.Unlinkat(orphans, orphanName(t.request.Inode), 0)
-			})
-			if err != nil && err != unix.ENOENT {
-				return -1, err
-			}
-		}
 		err = asCaller(&in.Caller, in.Umask, func() error {
 			fd, err = openat(d.fd, ".", openFlags(in.Flags)&^unix.O_ACCMODE|unix.O_RDWR|unix.O_TMPFILE, in.Mode&0o7777)
 			return err
@@ -124,7 +116,7 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 		var st unix.Stat_t
 		err = unix.Fstat(fd, &st)
 		orphan = orphanName(st.Ino)
-		t.note(st.Ino)
+		t.noteOrphan(st.Ino)
 		if err == nil {
 			err = f.withFD(d.node.vol.orphans, func(orphans int) error {
 				return unix.Linkat(fd, "", orphans, orphan, unix.AT_EMPTY_PATH)

@@ -128,7 +128,7 @@ func (n *node) tryLock() bool {
 
 func (n *node) unlock() {
 	r := n.rec()
-	if r.Known && !n.charged && !n.unsure && n.grave < 0 && n.held == (quota.Usage{}) {
+	if r.Known && !n.charged && !n.unsure && n.grave < 0 && n.held == (quota.Usage{}) && !n.has(markWritten) {
 		r.Known = false // only this change wanted it
 	}
 	r.Busy = false

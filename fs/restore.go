@@ -342,16 +342,35 @@ func (f *FS) TakeBack(q *state.Request) {
 		f.Forget(id, 1)
 	}
 	q.TakeBack()
-	if q.Effect.Load() != state.Trying {
+	if q.Effect.Load() == state.Begun {
 		return
 	}
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	for _, v := range f.volumes {
-		if v.index == q.Volume {
+		if v.index != q.Volume {
+			continue
+		}
+		if q.Effect.Load() == state.Trying {
 			v.ledger.Claim(quota.Usage{Bytes: q.Bytes, Inodes: q.Inodes})
 		}
+		if q.Orphan != 0 {
+			f.takeBackOrphan(q, v)
+		}
 	}
+}
+
+// takeBackOrphan removes a file without a name that nobody has heard of: another is made. If it is
+// charged, that one is not, unless the end of its handle has reaped it.
+func (f *FS) takeBackOrphan(q *state.Request, v *volume) {
+	err := f.withFD(v.orphans, func(orphans int) error { return unix.Unlinkat(orphans, orphanName(q.Orphan), 0) })
+	switch {
+	case err == unix.ENOENT && q.Effect.Load() == state.Done:
+		q.Effect.Store(state.Begun)
+	case err != nil && err != unix.ENOENT:
+		f.log.Sugar().Errorw("orphan", "volume", v.id, "error", err)
+	}
+	q.Orphan = 0
 }
 
 // closeLeaked gives up the backing files that an earlier daemon may have registered and

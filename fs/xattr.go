@@ -159,8 +159,12 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data 
 			return err
 		}
 		flags := int(in.Flags)
-		if t.again && sameXattr(fd, attr, data) { // whether it was there before has been answered
+		switch {
+		case flags&unix.XATTR_CREATE == 0:
+		case t.again: // it was not there
 			flags &^= unix.XATTR_CREATE
+		case hasXattr(fd, attr):
+			return unix.EEXIST
 		}
 		t.trying()
 		if err := unix.Setxattr(procPath(fd), attr, data, flags); err != nil {
@@ -178,10 +182,9 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data 
 	})
 }
 
-func sameXattr(fd int, attr string, data []byte) bool {
-	buf := make([]byte, len(data)+1)
-	n, err := unix.Getxattr(procPath(fd), attr, buf)
-	return err == nil && bytes.Equal(buf[:n], data)
+func hasXattr(fd int, attr string) bool {
+	_, err := unix.Getxattr(procPath(fd), attr, nil)
+	return err == nil
 }
 
 // RemoveXAttr serves removexattr(2).
@@ -193,7 +196,9 @@ func (f *FS) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string) fuse
 	}
 	t := f.try(in)
 	return f.changeXattr(in.NodeId, attr, func(fd int) error {
-		t.trying()
+		if t.again || hasXattr(fd, attr) { // else whoever asks again is to be told so again
+			t.trying()
+		}
 		err := unix.Removexattr(procPath(fd), attr)
 		t.step("made")
 		if err == unix.ENODATA && (braked || t.again) {

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,7 +36,7 @@ type request struct {
 }
 
 func (r request) encode() ([]byte, error) {
-	if len(r.pool) == 0 || len(r.pool) > poolSize || len(r.name) > nameSize {
+	if len(r.pool) == 0 || len(r.pool) > poolSize || len(r.name) > nameSize || strings.Contains(r.pool+r.name, "\x00") {
 		return nil, fmt.Errorf("%w: pool %q, name %q", unix.EINVAL, r.pool, r.name)
 	}
 	b := make([]byte, requestSize)
@@ -50,11 +52,14 @@ func decode(b []byte) (request, error) {
 	}
 	text := func(b []byte) string { return string(bytes.TrimRight(b, "\x00")) }
 	r := request{op: b[1], pool: text(b[2 : 2+poolSize]), name: text(b[2+poolSize:])}
-	if r.pool == "" {
-		return r, fmt.Errorf("%w: a request of no pool", unix.EPROTO)
+	if r.pool == "" || strings.Contains(r.pool+r.name, "\x00") {
+		return r, fmt.Errorf("%w: a request for pool %q, name %q", unix.EPROTO, r.pool, r.name)
 	}
 	return r, nil
 }
+
+// errEnded tells that the other end has closed the connection.
+var errEnded = fmt.Errorf("the connection has ended: %w", io.EOF)
 
 // send writes a message, with a descriptor if fd is one.
 func send(c *net.UnixConn, message []byte, fd int) error {
@@ -73,12 +78,15 @@ func receive(c *net.UnixConn, size int) (message []byte, fd int, err error) {
 	oob := make([]byte, unix.CmsgSpace(4*4)) // more than one is asked for
 	n, oobn, flags, _, err := c.ReadMsgUnix(message, oob)
 	fds := rights(oob[:oobn])
+	if n == 0 && len(fds) == 0 && (err == nil || errors.Is(err, io.EOF)) {
+		return nil, -1, errEnded
+	}
 	if err == nil && (n == 0 || n > size || len(fds) > 1 || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0) {
 		err = fmt.Errorf("%w: a message of %d bytes with %d descriptors", unix.EPROTO, n, len(fds))
 	}
 	if err != nil {
 		for _, fd := range fds {
-			unix.Close(fd)
+			closeFD(fd)
 		}
 		return nil, -1, err
 	}
@@ -114,4 +122,10 @@ func uid(c *net.UnixConn) (uid uint32, err error) {
 		return 0, os.NewSyscallError("getsockopt", err)
 	}
 	return cred.Uid, nil
+}
+
+func closeFD(fd int) {
+	if fd >= 0 {
+		unix.Close(fd)
+	}
 }

@@ -7,65 +7,59 @@ import (
 	"os"
 	"sort"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // What a keeper holds at the most; a pool needs three descriptors.
 const (
-	maxPools = 4096
-	maxNames = 16
+	maxPools   = 4096
+	maxNames   = 16
+	maxClients = 1024
+)
+
+const (
+	// sendTimeout is how long a client may take to take an answer.
+	sendTimeout = 10 * time.Second
+	// acceptPause is the pause after a connection that could not be taken.
+	acceptPause = 100 * time.Millisecond
 )
 
 // Server is a keeper. Its methods may be called concurrently.
 type Server struct {
-	mu    sync.Mutex
+	clients  chan struct{} // one in it for each
+	patience time.Duration // sendTimeout
+
+	mu    sync.Mutex // guards pools
 	pools map[string]map[string]int
 }
 
 // NewServer returns a keeper of nothing.
-func NewServer() *Server { return &Server{pools: make(map[string]map[string]int)} }
-
-// Listen makes the socket, in the place of one that nobody listens on.
-func Listen(path string) (*net.UnixListener, error) {
-	if c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"}); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("listen on %s: %w: another keeper does", path, unix.EADDRINUSE)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	// Under another name until nobody but its owner can connect.
-	private := path + ".new"
-	if err := os.Remove(private); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: private, Net: "unixpacket"})
-	if err != nil {
-		return nil, err
-	}
-	l.SetUnlinkOnClose(false)
-	if err = os.Chmod(private, 0o600); err == nil {
-		err = os.Rename(private, path)
-	}
-	if err != nil {
-		return nil, errors.Join(err, l.Close(), os.Remove(private))
-	}
-	return l, nil
+func NewServer() *Server {
+	return &Server{clients: make(chan struct{}, maxClients), patience: sendTimeout, pools: make(map[string]map[string]int)}
 }
 
 // Serve answers whoever connects, until the listener is closed.
-func (s *Server) Serve(l *net.UnixListener) error {
+func (s *Server) Serve(l *Listener) error {
 	for {
-		c, err := l.AcceptUnix()
+		c, err := l.unix.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
 			return nil
-		} else if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ECONNABORTED) || errors.Is(err, unix.EINTR) {
-			continue
 		} else if err != nil {
-			return err
+			time.Sleep(acceptPause) // no descriptors, no memory: it comes and goes
+			continue
 		}
-		go s.ServeConn(c)
+		select {
+		case s.clients <- struct{}{}:
+		default:
+			c.Close()
+			continue
+		}
+		go func() {
+			defer func() { <-s.clients }()
+			s.ServeConn(c)
+		}()
 	}
 }
 
@@ -82,9 +76,7 @@ func (s *Server) ServeConn(c *net.UnixConn) {
 		}
 		r, err := decode(message)
 		if err != nil {
-			if fd >= 0 {
-				unix.Close(fd)
-			}
+			closeFD(fd)
 			return
 		}
 		if err := s.answer(c, r, fd); err != nil {
@@ -95,8 +87,8 @@ func (s *Server) ServeConn(c *net.UnixConn) {
 
 // answer does what was asked; fd is the server's.
 func (s *Server) answer(c *net.UnixConn, r request, fd int) error {
-	if fd >= 0 && r.op != opHold {
-		unix.Close(fd)
+	if r.op != opHold {
+		closeFD(fd)
 	}
 	var body []byte
 	var err error
@@ -110,12 +102,15 @@ func (s *Server) answer(c *net.UnixConn, r request, fd int) error {
 		}
 	case opGet:
 		if give, err = s.duplicate(r.pool, r.name); err == nil {
-			defer unix.Close(give)
+			defer closeFD(give)
 		}
 	case opDrop:
 		s.drop(r.pool)
 	default:
 		err = fmt.Errorf("%w: operation %d", unix.EPROTO, r.op)
+	}
+	if err := c.SetWriteDeadline(time.Now().Add(s.patience)); err != nil {
+		return err
 	}
 	if err != nil {
 		return send(c, append([]byte{answerFailed}, err.Error()...), -1)
@@ -124,28 +119,36 @@ func (s *Server) answer(c *net.UnixConn, r request, fd int) error {
 }
 
 func (s *Server) hold(pool, name string, fd int) error {
-	if fd < 0 {
+	switch {
+	case fd < 0:
 		return errors.New("no descriptor to hold")
+	case name == "":
+		closeFD(fd)
+		return errors.New("no name to hold it under")
 	}
+	unwanted, err := s.put(pool, name, fd)
+	closeFD(unwanted) // not under the lock: the last close of a descriptor may take long
+	return err
+}
+
+// put returns the descriptor that is not wanted, or -1: the one before, or this one when it holds too many.
+func (s *Server) put(pool, name string, fd int) (unwanted int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	names := s.pools[pool]
 	old, known := names[name]
 	switch {
-	case name == "":
-		unix.Close(fd)
-		return errors.New("no name to hold it under")
 	case names == nil && len(s.pools) >= maxPools, !known && len(names) >= maxNames:
-		unix.Close(fd)
-		return errors.New("it holds too many already")
+		return fd, errors.New("it holds too many already")
 	case names == nil:
 		names = make(map[string]int)
 		s.pools[pool] = names
-	case known:
-		unix.Close(old)
 	}
 	names[name] = fd
-	return nil
+	if known {
+		return old, nil
+	}
+	return -1, nil
 }
 
 func (s *Server) names(pool string) []string {
@@ -171,11 +174,12 @@ func (s *Server) duplicate(pool, name string) (int, error) {
 
 func (s *Server) drop(pool string) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, fd := range s.pools[pool] {
-		unix.Close(fd)
-	}
+	names := s.pools[pool]
 	delete(s.pools, pool)
+	s.mu.Unlock()
+	for _, fd := range names {
+		closeFD(fd)
+	}
 }
 
 // Pools is how many pools it holds something of.

@@ -32,6 +32,8 @@ type Request struct {
 	// Inode is what the operation needs to know when it is asked again: the number of
 	// the inode that it is about, before.
 	Inode uint64
+	// Orphan is the number of the inode that TMPFILE is about to name in the orphans of the volume.
+	Orphan uint64
 	// Bytes and Inodes are reserved for it in the volume of that record since it is Trying.
 	Bytes, Inodes uint64
 	Volume        uint32
@@ -103,7 +105,7 @@ func (q *Request) Clear(m Message) {
 	*(*uint32)(unsafe.Pointer(&m[0])) = 0
 	q.unique = 0
 	q.Effect.Store(Begun)
-	q.Progress, q.given, q.Inode, q.Bytes, q.Inodes = 0, 0, 0, 0, 0
+	q.Progress, q.given, q.Inode, q.Orphan, q.Bytes, q.Inodes = 0, 0, 0, 0, 0, 0
 }
 
 // Unique is the kernel's number of the request; 0 when it works on none.

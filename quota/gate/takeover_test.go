@@ -122,8 +122,12 @@ func newGround(t *testing.T) *ground {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { unix.Close(group) })
 	gr.kept = &Gate{group: group}
+	t.Cleanup(func() {
+		if gr.kept.group >= 0 {
+			unix.Close(group)
+		}
+	})
 	dir := t.TempDir()
 	for i := range gr.fds {
 		gr.paths[i] = filepath.Join(dir, strconv.Itoa(i))
@@ -347,8 +351,8 @@ func TestDetach(t *testing.T) {
 				t.Fatal(err)
 			}
 			ev := <-events
-			if ev.fd != left.fd || ev.Inode != gr.inodes[0] || !ev.turn.isLeft {
-				t.Fatalf("left is %+v, was %+v", ev, left)
+			if ev.fd != left.fd || ev.Inode != gr.inodes[0] {
+				t.Fatalf("left is event %d of inode %d, was event %d of %d", ev.fd, ev.Inode, left.fd, gr.inodes[0])
 			}
 			for { // no lower one is free
 				fd, err := unix.FcntlInt(uintptr(gr.fds[0]), unix.F_DUPFD_CLOEXEC, 0)
@@ -409,6 +413,7 @@ func TestNewGroup(t *testing.T) {
 	}
 	gr.empty(t)
 	unix.Close(gr.kept.group)
+	gr.kept.group = -1
 	for range cap(results) {
 		<-results
 	}

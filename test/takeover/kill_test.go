@@ -106,6 +106,11 @@ func (l *load) end() {
 		l.t.Error(fault)
 	}
 	l.t.Logf("programs: %v", l.rounds)
+	for line := range strings.Lines(l.p.Log()) {
+		if strings.Contains(line, "ERROR") && !strings.Contains(line, "the daemon has died") {
+			l.t.Error(line)
+		}
+	}
 }
 
 func mount(t *testing.T, fstype, tier string) *kit.Pool {

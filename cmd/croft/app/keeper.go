@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -63,5 +62,5 @@ func (a *App) runKeeper(ctx context.Context, socket string) error {
 	if n := server.Pools(); n > 0 {
 		log.Warn("what was kept is let go: the mounts live as long as their daemons", zap.Int("pools", n))
 	}
-	return errors.Join(err, os.Remove(socket))
+	return err
 }

@@ -220,12 +220,12 @@ func (a *App) findKeeper(ctx context.Context, o *mountOptions) (*keeper.Client, 
 	switch {
 	case o.keeperFD >= 0:
 		unix.CloseOnExec(o.keeperFD)
-		return keeper.NewClient(os.NewFile(uintptr(o.keeperFD), "keeper"))
+		return keeper.NewClient(os.NewFile(uintptr(o.keeperFD), "keeper"), nil)
 	case o.keeper == keeperNone || o.keeper == keeperAuto:
 		return nil, nil
 	}
 	for deadline := time.Now().Add(a.Patience); ; time.Sleep(retryEvery) {
-		c, err := keeper.Dial(o.keeper)
+		c, err := keeper.Dial(o.keeper, nil)
 		if err == nil || ctx.Err() != nil || time.Now().After(deadline) {
 			return c, err
 		}
