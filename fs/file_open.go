@@ -169,7 +169,7 @@ func (f *FS) release(fh uint64) {
 		n.lock()
 		f.stopWritingLocked(h)
 		n.unlock()
-		n.vol.leave()
+		n.vol.end()
 	}
 	if !f.lastOfNameless(n) {
 		return

@@ -375,43 +375,42 @@ func (t *nodeTable) nodeLocked(v *volume, key handleKey, mode uint32, made func(
 	return n
 }
 
-// forget takes back lookups; at zero the node is returned.
+// forget takes back lookups. At zero the node is returned, and held: whoever takes over finds it
+// until what hangs on it is dealt with, and drop is called.
 func (t *nodeTable) forget(id, lookups uint64) *node {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	n := t.getLocked(id)
 	if n == nil || !n.knownLocked() {
-		t.mu.Unlock()
 		return nil
 	}
 	r := n.rec()
 	r.Lookups -= min(lookups, r.Lookups)
-	return t.unlockLess(n)
+	return n.unknownLocked()
 }
 
-// unpin returns the node when the kernel does not know it any more, either.
+// unpin ends pin; it returns what forget does.
 func (t *nodeTable) unpin(n *node) *node {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	n.pins--
-	return t.unlockLess(n)
+	return n.unknownLocked()
 }
 
-// drop ends hold.
-func (t *nodeTable) drop(n *node) {
-	t.mu.Lock()
-	n.holds--
-	t.unlockLess(n)
-}
-
-// unlockLess ends what has made the node less wanted. It returns the node when the kernel does
-// not know it any more; one that nobody holds leaves the table.
-func (t *nodeTable) unlockLess(n *node) *node {
+func (n *node) unknownLocked() *node {
 	if n.knownLocked() {
-		t.mu.Unlock()
 		return nil
 	}
-	if n.holds > 0 {
+	n.holds++
+	return n
+}
+
+// drop ends hold. A node that nobody holds and that the kernel does not know leaves the table.
+func (t *nodeTable) drop(n *node) {
+	t.mu.Lock()
+	if n.holds--; n.holds > 0 || n.knownLocked() {
 		t.mu.Unlock()
-		return n
+		return
 	}
 	t.byID.remove(n)
 	t.byKey.remove(n)
@@ -436,7 +435,6 @@ func (t *nodeTable) unlockLess(n *node) *node {
 	n.record.Store(own)
 	n.mu.Unlock()
 	t.state.RemoveNode(r)
-	return n
 }
 
 func (t *nodeTable) collect() {
@@ -452,13 +450,16 @@ func (t *nodeTable) collect() {
 // under another node, and a grave.
 func (f *FS) Forget(nodeid, nlookup uint64) { f.forgotten(f.nodes.forget(nodeid, nlookup)) }
 
-// forgotten is called with a node that is not known any more, or nil.
+// forgotten is called with what forget and unpin return.
 func (f *FS) forgotten(n *node) {
-	if n != nil && n.has(stores) {
+	if n == nil {
+		return
+	}
+	defer f.nodes.drop(n)
+	if n.has(stores) {
 		f.forgetWriting(n)
 	}
 	switch {
-	case n == nil:
 	case n.isDir():
 		f.dirs.drop(n)
 	case n.has(nameless) && n.lingering():

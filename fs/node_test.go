@@ -35,6 +35,15 @@ func testTable() (*nodeTable, *volume) {
 	return t, &volume{id: "v", state: region}
 }
 
+// forgets is forget, and that nothing hangs on the node.
+func (t *nodeTable) forgets(id uint64) *node {
+	n := t.forget(id, 1)
+	if n != nil {
+		t.drop(n)
+	}
+	return n
+}
+
 func heap() int64 {
 	runtime.GC()
 	runtime.GC() // what the first one's sweep has freed counts now
@@ -65,7 +74,7 @@ func TestKnownInodesInMemory(t *testing.T) {
 		t.Errorf("a known inode takes %d bytes, more than %d", each, knownSize)
 	}
 	for _, id := range ids[kept:] {
-		table.forget(id, 1)
+		table.forgets(id)
 	}
 	if left := heap() - before - ofIDs; left > 100<<10 {
 		t.Errorf("%d bytes are left of %d inodes after %d were forgotten", left, nodes, nodes-kept)
@@ -89,7 +98,7 @@ func TestForgottenNodesAreCollected(t *testing.T) {
 	runtime.ReadMemStats(&m)
 	before := m.NumForcedGC
 	for _, id := range ids {
-		table.forget(id, 1)
+		table.forgets(id)
 	}
 	for deadline := time.Now().Add(10 * time.Second); m.NumForcedGC == before; runtime.ReadMemStats(&m) {
 		if time.Now().After(deadline) {
@@ -109,7 +118,7 @@ func TestNodeIndex(t *testing.T) {
 			i := r.Uint64N(keys)
 			if id, known := want[i]; known && r.Uint64N(3) > 0 {
 				delete(want, i)
-				if n := table.forget(id, 1); n == nil || n.id != id {
+				if n := table.forgets(id); n == nil || n.id != id {
 					t.Fatalf("forget(%d) is %+v", id, n)
 				}
 			} else if known {
@@ -129,7 +138,7 @@ func TestNodeIndex(t *testing.T) {
 		}
 		for i, id := range want {
 			if keys != 50_000 { // leave nothing behind for the next, with fewer keys
-				if table.forget(id, 1) == nil {
+				if table.forgets(id) == nil {
 					t.Fatalf("node %d is not known", id)
 				}
 				delete(want, i)
@@ -147,7 +156,7 @@ func TestNodeOfRemovedVolumeGivesWay(t *testing.T) {
 	if n == left || table.get(left.id) != left {
 		t.Fatal("the nodes are one, or the old one is lost")
 	}
-	if table.forget(left.id, 1) != left {
+	if table.forgets(left.id) != left {
 		t.Fatal("the old one is not forgotten")
 	}
 	if table.find(v, keyOf(1), 0) != n || table.get(n.id) != n {
@@ -159,10 +168,10 @@ func TestNodeOfRemovedVolumeGivesWay(t *testing.T) {
 func TestRootStaysKnown(t *testing.T) {
 	table, v := testTable()
 	root := table.pin(v, keyOf(1), unix.S_IFDIR)
-	if table.lookup(nil, v, keyOf(1), unix.S_IFDIR, nil) != root || table.forget(root.id, 1) != nil {
+	if table.lookup(nil, v, keyOf(1), unix.S_IFDIR, nil) != root || table.forgets(root.id) != nil {
 		t.Fatal("the root is forgotten while it is pinned")
 	}
-	table.unpin(root)
+	table.drop(table.unpin(root))
 	if table.get(root.id) != nil {
 		t.Fatal("the root is known after unpin")
 	}

@@ -143,11 +143,20 @@ func (f *FS) Restore() error {
 		}
 	})
 	for _, n := range f.restored.unknown {
-		f.nodes.mu.Lock()
-		f.forgotten(f.nodes.unlockLess(n))
+		f.nodes.hold(n)
+		f.forgottenIfUnknown(n)
 	}
 	f.restored.unknown = nil
 	return errors.Join(errs...)
+}
+
+// forgottenIfUnknown lets go of a node that is held, unless it is known or wanted otherwise.
+func (f *FS) forgottenIfUnknown(n *node) {
+	if f.nodes.knows(n) {
+		f.nodes.drop(n)
+	} else {
+		f.forgotten(n)
+	}
 }
 
 // mendLocked finds out what has become of a node. st is what it was when it lost its last name.

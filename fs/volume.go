@@ -88,17 +88,16 @@ func (v *volume) begin() error {
 	}
 	v.enter()
 	if v.removed.Load() {
-		v.changing.RUnlock()
+		v.end()
 		return unix.ESTALE
 	}
 	if !v.dirty.Load() {
 		if err := v.markDirty(); err != nil {
-			v.changing.RUnlock()
+			v.end()
 			return err
 		}
 	}
 	v.changes.Add(1)
-	v.record.Changes.Add(1)
 	return nil
 }
 
@@ -109,15 +108,14 @@ func (v *volume) enter() {
 		v.changing.RLock()
 		over()
 	}
+	v.record.Changes.Add(1)
 }
 
+// end ends begin and enter.
 func (v *volume) end() {
 	v.record.Changes.Add(-1)
 	v.changing.RUnlock()
 }
-
-// leave ends enter.
-func (v *volume) leave() { v.changing.RUnlock() }
 
 func (v *volume) markDirty() error {
 	v.dirtyMu.Lock()

@@ -18,6 +18,7 @@ type Event struct {
 // Events returns where the gate reads its events, and where it keeps those that are held. Both
 // are the gate's.
 func (r *Region) Events() (buffer []byte, held []Event) {
+	r.populate(r.mem[eventsAt : eventsAt+EventBuffer])
 	buffer = r.mem[eventsAt : eventsAt+EventBuffer : eventsAt+EventBuffer]
 	return buffer, unsafe.Slice((*Event)(unsafe.Pointer(&r.mem[eventsAt+EventBuffer])), maxEvents)
 }

@@ -179,6 +179,23 @@ func (r *Region) Close() error { return r.file.Close() }
 // FD is the region's descriptor, for the keeper.
 func (r *Region) FD() int { return int(r.file.Fd()) }
 
+// populate has memory there before the kernel is to write into it on behalf of a thread that may be
+// killed meanwhile. Where it is not, the kernel does not get it for such a thread,
+// and then it fails the request that it was about to hand out: fuse_dev_do_read in
+// fs/fuse/dev.c has fuse_copy_fill get pages, which ends early when a signal is fatal
+// (__get_user_pages in mm/gup.c). So has fanotify (copy_event_to_user).
+func (r *Region) populate(mem []byte) {
+	_ = unix.Madvise(mem, unix.MADV_POPULATE_WRITE) // before Linux 5.14 there is that gap
+	_ = unix.Mlock(mem)                             // without the privilege it may be swapped out
+}
+
+// release gives populated memory back.
+func (r *Region) release(mem []byte) {
+	_ = unix.Munlock(mem)
+	off := uintptr(unsafe.Pointer(&mem[0])) - uintptr(unsafe.Pointer(&r.mem[0]))
+	_ = unix.Fallocate(r.FD(), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(off), int64(len(mem)))
+}
+
 func at[T any](r *Region, section uintptr, i uint32) *T {
 	var record T
 	return (*T)(unsafe.Pointer(&r.mem[section+uintptr(i)*unsafe.Sizeof(record)]))

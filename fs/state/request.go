@@ -23,6 +23,8 @@ const maxGiven = 2048
 // Request is what a serving thread works on.
 type Request struct {
 	Taken uint32 // 1 when a thread has it
+	// Scratch tells that it only reads what comes again, which another record is of.
+	Scratch bool
 	// Effect is Begun, Trying or Done.
 	Effect atomic.Uint32
 	// Progress counts the nodes of a BATCH_FORGET that were forgotten.
@@ -69,9 +71,16 @@ func (r *Region) TakeRequest(lead int) (*Request, Message, error) {
 	}
 	q := r.requestAt(i)
 	m := r.message(i, lead)
+	r.populate(r.requestMemory(i))
 	q.Clear(m)
 	q.Taken = 1
 	return q, m, nil
+}
+
+// requestMemory is a record and its message, in whole pages.
+func (r *Region) requestMemory(i uint32) []byte {
+	at := r.requestOffset(i)
+	return r.mem[at : at+uintptr(requestStride(r.RequestSize()))]
 }
 
 func (r *Region) message(i uint32, lead int) Message {
@@ -89,7 +98,9 @@ func (r *Region) requestIndex(q *Request) uint32 {
 // FreeRequest ends TakeRequest.
 func (r *Region) FreeRequest(q *Request) {
 	i := r.requestIndex(q)
-	q.Taken = 0
+	q.Taken, q.Scratch = 0, false
+	q.unique = 0
+	r.release(r.requestMemory(i))
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.requests.free(i)
@@ -97,7 +108,10 @@ func (r *Region) FreeRequest(q *Request) {
 
 // Requests yields what threads worked on when the last daemon ended.
 func (r *Region) Requests(lead int, yield func(*Request, Message)) {
-	r.requests.each(func(i uint32) { yield(r.requestAt(i), r.message(i, lead)) })
+	r.requests.each(func(i uint32) {
+		r.populate(r.requestMemory(i))
+		yield(r.requestAt(i), r.message(i, lead))
+	})
 }
 
 // Clear makes ready for the next message: what the kernel writes first is its length.

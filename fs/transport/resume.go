@@ -109,7 +109,7 @@ func (c *Conn) resume() error {
 			if n := messageLength(t.message); n <= len(t.message) {
 				forget(c.fs, t.request, t.message[:n])
 			}
-		case ok: // it was not answered
+		case ok && !t.request.Scratch: // it was not answered
 			t.n = copy(t.message, again)
 			delete(resent, requestUnique(again)&^uniqueResend)
 			if resumer != nil {
@@ -154,8 +154,13 @@ func (c *Conn) collect() (resent map[uint64][]byte, fresh [][]byte, err error) {
 		}
 		return nil, nil, err
 	}
-	buf := make([]byte, messageLead+c.state.RequestSize())
-	var scratch state.Request
+	// Into memory that is there: see state.Region.TakeRequest.
+	scratch, buf, err := c.state.TakeRequest(messageLead)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer c.state.FreeRequest(scratch)
+	scratch.Scratch = true
 	for {
 		n, err := unix.Read(c.fd, buf)
 		switch {
@@ -174,7 +179,7 @@ func (c *Conn) collect() (resent map[uint64][]byte, fresh [][]byte, err error) {
 		switch {
 		case op == opForget || op == opBatchForget:
 			scratch.Progress = 0
-			forget(c.fs, &scratch, message)
+			forget(c.fs, scratch, message)
 		case op == opInterrupt:
 			// Of a request that comes again: nobody waits for it to be told.
 		case unique&uniqueResend != 0:

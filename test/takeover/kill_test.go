@@ -154,15 +154,12 @@ func TestKillTwice(t *testing.T) {
 	p := mount(t, "ext4", "gate")
 	l := startLoad(t, p)
 	for range *kills {
-		for range 3 {
-			pid := p.Serving()
-			if pid != 0 {
-				_ = syscall.Kill(pid, syscall.SIGKILL)
-			}
-			kit.Poll(t, "the next daemon", func() bool { next := p.Serving(); return next != 0 && next != pid })
-			time.Sleep(time.Duration(rand.IntN(20)) * time.Millisecond)
-		}
+		pid := p.Serving()
+		kit.OK(t, syscall.Kill(pid, syscall.SIGKILL))
+		kit.Poll(t, "the next daemon", func() bool { next := p.Serving(); return next != 0 && next != pid })
+		time.Sleep(time.Duration(rand.IntN(30)) * time.Millisecond)
 		p.KillServing()
+		time.Sleep(2 * healthy)
 	}
 	l.end()
 	p.Check()
