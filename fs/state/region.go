@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -12,9 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Version is the layout's. A daemon takes over a region of its own version or of one that it
-// knows; it refuses a newer one.
-const Version = 1
+// layout is the version of what is in the region: a daemon refuses that of a newer one. It is a string so
+// that a test can link a build of another.
+var layout = "1"
+
+var version = func() uint32 {
+	n, err := strconv.ParseUint(layout, 10, 32)
+	if err != nil {
+		panic(err)
+	}
+	return uint32(n)
+}()
 
 var (
 	// ErrNewer is returned for a region of a newer layout.
@@ -116,7 +125,7 @@ func New(pool, boot string, requestSize int) (*Region, error) {
 		return nil, err
 	}
 	h := r.head
-	h.version, h.requestSize = Version, uint32(requestSize)
+	h.version, h.requestSize = version, uint32(requestSize)
 	copy(h.pool[:], pool)
 	copy(h.boot[:], boot)
 	h.magic = magic
@@ -141,8 +150,8 @@ func Open(file *os.File) (*Region, error) {
 	switch h := r.head; {
 	case h.magic != magic || fi.Size() != int64(requestsAt)+maxRequests*int64(requestStride(int(h.requestSize))):
 		err = ErrForeign
-	case h.version > Version:
-		err = fmt.Errorf("%w: layout %d, and this one knows %d", ErrNewer, h.version, Version)
+	case h.version > version:
+		err = fmt.Errorf("%w: layout %d, and this one knows %d", ErrNewer, h.version, version)
 	}
 	if err != nil {
 		return nil, errors.Join(err, r.Close())
