@@ -164,7 +164,7 @@ func (b *bench) requests(ctx context.Context, pool string) (float64, error) {
 }
 
 func (b *bench) mountPool(log, tier, pool, mnt string, flags ...string) (*system, error) {
-	argv := append([]string{b.opts.croft, "mount", "--pool", pool, "--tier", tier, mnt}, flags...)
+	argv := append([]string{b.opts.croft, "mount", "--keeper", "none", "--pool", pool, "--tier", tier, mnt}, flags...)
 	return b.mountedBy(log, mnt, argv...)
 }
 

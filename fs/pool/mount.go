@@ -71,9 +71,11 @@ func (m *mount) point() string {
 	}
 }
 
-// source is what mountinfo and df show as the mounted device. It is how the
-// mounts of this pool are known again, so it holds the id.
-func (p *Pool) source() string { return "croft:" + p.id }
+// MountSource is what mountinfo and df show as the mounted device of the pool of that id. It is how its
+// mounts are known again.
+func MountSource(id string) string { return "croft:" + id }
+
+func (p *Pool) source() string { return MountSource(p.id) }
 
 // Mount mounts the pool and serves it in the background until somebody unmounts
 // it. A mount of this pool that is there already is dead, since this process

@@ -83,26 +83,36 @@ func Need(t testing.TB, tools ...string) {
 func Binary(t testing.TB) string {
 	t.Helper()
 	binary.once.Do(func() {
-		root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
-		if err != nil {
-			binary.err = fmt.Errorf("find the module: %w", err)
-			return
-		}
 		if binary.dir, binary.err = os.MkdirTemp("", "croft-bin-"); binary.err != nil {
 			return
 		}
 		binary.path = filepath.Join(binary.dir, "croft")
-		cmd := exec.Command("go", "build", "-o", binary.path, "./cmd/croft")
-		cmd.Dir = strings.TrimSpace(string(root))
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			binary.err = fmt.Errorf("build croft: %w\n%s", err, out)
-		}
+		binary.err = build(binary.path)
 	})
 	if binary.err != nil {
 		t.Fatal(binary.err)
 	}
 	return binary.path
+}
+
+// Build builds another croft, with settings for the linker.
+func Build(t testing.TB, path string, ldflags string) {
+	t.Helper()
+	OK(t, build(path, "-ldflags", ldflags))
+}
+
+func build(path string, flags ...string) error {
+	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return fmt.Errorf("find the module: %w", err)
+	}
+	cmd := exec.Command("go", append(append([]string{"build"}, flags...), "-o", path, "./cmd/croft")...)
+	cmd.Dir = strings.TrimSpace(string(root))
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build croft: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // TempDir is t.TempDir with a short path (a control socket's is bounded) that

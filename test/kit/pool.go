@@ -36,6 +36,7 @@ type Pool struct {
 	MountArgs []string // further arguments of `croft mount`
 	Keeper    string   // its --keeper; "none" when empty, so that the daemon is the process itself
 	Tier      string   // what EachPool has mounted it with
+	Program   string   // what Mount runs; what Binary returns when empty
 
 	mu       sync.Mutex
 	daemon   *Daemon
@@ -312,7 +313,11 @@ func (p *Pool) Mount(env ...string) *Daemon {
 		keeper = "none"
 	}
 	args := append([]string{"mount", "--keeper", keeper, "--pool", p.Dir, p.Mnt}, p.MountArgs...)
-	cmd := exec.Command(Binary(p.t), args...)
+	program := p.Program
+	if program == "" {
+		program = Binary(p.t)
+	}
+	cmd := exec.Command(program, args...)
 	cmd.Env = append(append(os.Environ(), "CROFT_RUN_DIR="+p.RunDir), env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// Its own process group: a signal to the tests' terminal is not the daemon's.
@@ -373,6 +378,9 @@ func (d *Daemon) Kill() {
 
 // Exited is closed when the daemon has ended.
 func (d *Daemon) Exited() <-chan struct{} { return d.exited }
+
+// ExitCode is how the daemon has ended; -1 when a signal has ended it.
+func (d *Daemon) ExitCode() int { return d.cmd.ProcessState.ExitCode() }
 
 // Signal sends the daemon a signal.
 func (d *Daemon) Signal(s os.Signal) error { return d.cmd.Process.Signal(s) }

@@ -70,9 +70,11 @@ func gitSource(t *testing.T) string {
 
 // loop runs a shell script again and again.
 func (l *load) loop(ctx context.Context, name, dir, text string, more ...string) {
+	scratch := kit.TempDir(l.t)
 	l.loops.Go(func() {
 		for ctx.Err() == nil {
 			cmd := exec.Command("bash", append([]string{"-ec", text, "-", dir}, more...)...)
+			cmd.Dir = scratch // fio leaves files where it runs
 			out, err := cmd.CombinedOutput()
 			l.mu.Lock()
 			if err != nil {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -33,7 +34,7 @@ func TestStart(t *testing.T) {
 	for range 4 {
 		made.Go(func() {
 			for name := range names {
-				if err := p.Command("volume", "create", "--pool", p.Dir, "--size", "1Gi", "--inodes", strconv.Itoa(*inodes), name).Run(); err != nil {
+				if err := p.Command("volume", "create", "--pool", p.Dir, "--size", "1Gi", "--inodes", strconv.Itoa(*inodes+100), name).Run(); err != nil {
 					t.Error(err)
 				}
 			}
@@ -49,6 +50,7 @@ func TestStart(t *testing.T) {
 	for i := range *volumes {
 		f, err := os.OpenFile(p.Path(fmt.Sprint("v", i), "open"), os.O_CREATE|os.O_RDWR, 0o600)
 		kit.OK(t, err)
+		t.Cleanup(func() { f.Close() })
 		_, err = f.WriteString("x")
 		kit.OK(t, err)
 		held = append(held, f)
@@ -68,6 +70,11 @@ func TestStart(t *testing.T) {
 	}
 	slices.Sort(took)
 	t.Logf("%d volumes, %d inodes: from the kill to the first answer %v, median %s", *volumes, *inodes, took, took[len(took)/2])
+	for line := range strings.Lines(p.Log()) {
+		if strings.Contains(line, "taken over") {
+			t.Log(line[strings.LastIndex(line, "took"):])
+		}
+	}
 	for _, f := range held {
 		kit.OK(t, f.Close())
 	}

@@ -119,7 +119,7 @@ func (a *App) root() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%w", err) })
 	group(root)
 	root.AddCommand(a.poolCommand(), a.volumeCommand(), a.mountCommand(),
-		a.keeperCommand(), a.checkCommand(), a.requestsCommand(), a.metricsCommand(), a.doctorCommand(), a.versionCommand())
+		a.keeperCommand(), a.probeCommand(), a.checkCommand(), a.requestsCommand(), a.metricsCommand(), a.doctorCommand(), a.versionCommand())
 	addCompletion(root)
 	return root
 }

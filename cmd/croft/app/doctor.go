@@ -100,6 +100,7 @@ func (a *App) diagnose(ctx context.Context, dir string) diagnosis {
 	d.add("root", pool.Required, a.requireRoot(), "")
 	d.checkPrivileges()
 	d.add("/dev/fuse", pool.Required, openFuse(), "")
+	a.checkKeeper(&d)
 	bits, err := negotiated(ctx)
 	passthrough := false
 	if d.add("FUSE mount", pool.Required, err, "") {

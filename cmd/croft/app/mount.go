@@ -1,7 +1,6 @@
 package app
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -19,7 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	croftfs "github.com/croftfs/croft/fs"
-	"github.com/croftfs/croft/fs/keeper"
 	"github.com/croftfs/croft/fs/pool"
 	"github.com/croftfs/croft/fs/transport"
 )
@@ -42,6 +40,7 @@ type mountOptions struct {
 	wakeups   *choice
 	keeper    string // keeperAuto, keeperNone or a socket
 	keeperFD  int    // of a supervised daemon: its keeper; else -1
+	watchdog  time.Duration
 }
 
 const (
@@ -65,8 +64,8 @@ func (a *App) mountCommand() *cobra.Command {
 			"the first --pool, and so on. It runs until all are unmounted, by umount(8) or by SIGTERM or\n" +
 			"SIGINT; a mount that is in use then is detached, and served until its last user has gone. A\n" +
 			"second signal does not wait for that. Under systemd it is a service of Type=notify.\n\n" +
-			"The command runs the daemon as its child. When that dies another takes over: what is asked of the\n" +
-			"mounts waits for it, and no operation fails. SIGHUP has the daemon hand over to one of the program\n" +
+			"The command runs the daemon as its child. When that dies, or does not answer for a minute, another\n" +
+			"takes over: what is asked of the mounts waits for it, and no operation fails. SIGHUP has the daemon hand over to one of the program\n" +
 			"as it is on the disk now: an upgrade. With --keeper SOCKET, of a `croft keeper`, there is no child:\n" +
 			"SIGTERM hands over to the command that is started next, SIGINT unmounts.",
 		Example: "  croft mount --pool /srv/croft /mnt/croft\n" +
@@ -82,7 +81,8 @@ func (a *App) mountCommand() *cobra.Command {
 	f.DurationVar(&o.idleAfter, "idle-after", 5*time.Second, "after that long without changes a volume is synced and recorded clean")
 	f.IntVar(&o.readyFD, "ready-fd", -1, "")
 	f.IntVar(&o.keeperFD, "keeper-fd", -1, "")
-	for _, name := range []string{"ready-fd", "keeper-fd"} {
+	f.DurationVar(&o.watchdog, "watchdog", time.Minute, "")
+	for _, name := range []string{"ready-fd", "keeper-fd", "watchdog"} {
 		if err := f.MarkHidden(name); err != nil {
 			panic(err) // there is no such flag
 		}
@@ -111,6 +111,8 @@ func (a *App) checkMountArgs(o *mountOptions, mountpoints []string) error {
 		return usage("%d pools and %d mountpoints: name one for each", len(o.pools), len(mountpoints))
 	case o.keeper == "":
 		return usage("--keeper: %s, %s, or the socket of a `croft keeper`", keeperAuto, keeperNone)
+	case o.watchdog < 0:
+		return usage("--watchdog %s: how long a mount may not answer, or 0", o.watchdog)
 	case o.idleAfter <= 0:
 		return usage("--idle-after %s: it must be more than 0", o.idleAfter)
 	}
@@ -185,8 +187,11 @@ func (a *App) runMount(cmd *cobra.Command, o *mountOptions, args []string) (err 
 		ready:     ready,
 		wakeups:   transport.Wakeups(o.wakeups.word),
 	}
-	if d.keeper, err = a.findKeeper(cmd.Context(), o); err != nil {
+	if d.keeper, err = a.findKeeper(cmd.Context(), o, logger); err != nil {
 		return err
+	}
+	if d.keeper != nil {
+		defer d.keeper.Close()
 	}
 	if d.supervised = o.keeperFD >= 0; d.supervised {
 		a.notify = func(string) {} // the supervisor's business
@@ -202,34 +207,6 @@ func (a *App) runMount(cmd *cobra.Command, o *mountOptions, args []string) (err 
 		return errTold
 	}
 	return err
-}
-
-// supervise runs the daemon as a child of this process.
-func (a *App) supervise(ctx context.Context, o *mountOptions, places []place, log *zap.Logger, ready func(error)) error {
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("daemon: %w", err)
-	}
-	args := daemonArgs(o, places, "--keeper-fd=4", "--log-file="+o.logFile)
-	s := &supervisor{app: a, log: log, args: args, places: places, ready: ready, program: self}
-	return s.run(ctx)
-}
-
-// findKeeper connects with the keeper; nil when there is to be none.
-func (a *App) findKeeper(ctx context.Context, o *mountOptions) (*keeper.Client, error) {
-	switch {
-	case o.keeperFD >= 0:
-		unix.CloseOnExec(o.keeperFD)
-		return keeper.NewClient(os.NewFile(uintptr(o.keeperFD), "keeper"), nil)
-	case o.keeper == keeperNone || o.keeper == keeperAuto:
-		return nil, nil
-	}
-	for deadline := time.Now().Add(a.Patience); ; time.Sleep(retryEvery) {
-		c, err := keeper.Dial(o.keeper, nil)
-		if err == nil || ctx.Err() != nil || time.Now().After(deadline) {
-			return c, err
-		}
-	}
 }
 
 func openLog(path string) (*os.File, error) {

@@ -89,6 +89,9 @@ func (d *server) run(ctx context.Context, places []place) error {
 	d.ready(nil)
 	d.app.notify("READY=1\nSTATUS=" + d.status())
 	d.log.Info("ready", zap.String("version", d.app.version()))
+	alive, stop := context.WithCancel(ctx)
+	defer stop()
+	d.app.watchForSystemd(alive, d.log, places)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -104,10 +107,14 @@ func (d *server) run(ctx context.Context, places []place) error {
 			ctx = context.WithoutCancel(ctx)
 		case sig := <-d.signals:
 			d.log.Info("signal", zap.Stringer("signal", sig))
-			if d.keeper != nil && asked == 0 && sig == d.handOverSignal() {
+			switch {
+			case d.kept() && asked == 0 && sig == d.handOverSignal():
 				return d.handOver()
-			} else if sig == unix.SIGUSR2 {
-				continue // there is nobody to hand over to
+			case sig == unix.SIGUSR2:
+				d.log.Warn("nobody keeps the mounts for another daemon: this one goes on")
+				continue
+			case d.keeper != nil && sig == d.handOverSignal():
+				d.log.Warn("the keeper has gone, so that nobody could take over: unmounting")
 			}
 		}
 		switch asked++; asked {
@@ -130,7 +137,11 @@ func (d *server) start(ctx context.Context, places []place) error {
 		}
 		s := &seat{place: at, pool: p, done: make(chan struct{})}
 		d.seats = append(d.seats, s)
-		s.control, err = control.Listen(p, control.Options{RunDir: d.app.RunDir, Logger: d.log.With(zap.String("pool", at.dir))})
+		s.control, err = control.Listen(p, control.Options{
+			RunDir: d.app.RunDir,
+			Logger: d.log.With(zap.String("pool", at.dir)),
+			Kept:   d.kept,
+		})
 		if err != nil {
 			return err
 		}
@@ -156,6 +167,9 @@ func (d *server) poolOptions(at place) pool.Options {
 	}
 	return o
 }
+
+// kept tells whether somebody keeps the mounts should this process die.
+func (d *server) kept() bool { return d.keeper != nil && d.keeper.Up() }
 
 func (d *server) handOverSignal() os.Signal {
 	if d.supervised {

@@ -46,7 +46,9 @@ func (f *fakePool) note(name string, asked any) error {
 	return f.err
 }
 
-func (f *fakePool) Info() pool.Info { return pool.Info{ID: testID, Dir: "/srv/croft", PID: 42} }
+func (f *fakePool) Info() pool.Info {
+	return pool.Info{ID: testID, Dir: "/srv/croft", PID: 42, TakeOvers: 3, TakeOver: 65 * time.Millisecond}
+}
 func (f *fakePool) Requests() map[string]uint64 {
 	return map[string]uint64{"LOOKUP": 1<<63 + 1, "INIT": 1}
 }

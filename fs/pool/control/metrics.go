@@ -30,16 +30,23 @@ var (
 	limitInodeDesc = describe("volume_limit_inodes", "The volume's limit.", "volume")
 	usedInodeDesc  = describe("volume_used_inodes", "What is in use of the volume's limit.", "volume")
 	openDesc       = describe("volume_open_files", "Open files and directories of the volume.", "volume")
+	takeOversDesc  = describe("take_overs_total", "How often a daemon has taken the mount over from the one before it.")
+	takeOverDesc   = describe("take_over_seconds", "How long the last of these took, until it served.")
+	keeperDesc     = describe("keeper_up", "1 while somebody keeps the mount should the daemon die.")
 )
 
 // collector reads the pool when it is asked.
-type collector struct{ pool Pool }
+type collector struct {
+	pool Pool
+	kept func() bool
+}
 
 // Describe is part of prometheus.Collector.
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		tierDesc, requestsDesc, heldDesc, heldTotalDesc, gatedDesc, gatingsDesc,
 		limitDesc, usedDesc, limitInodeDesc, usedInodeDesc, openDesc,
+		takeOversDesc, takeOverDesc, keeperDesc,
 	} {
 		ch <- d
 	}
@@ -54,6 +61,11 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	if info.Tier != "" {
 		send(tierDesc, prometheus.GaugeValue, 1, info.Tier, info.WhyNotBetter)
 	}
+	send(takeOversDesc, prometheus.CounterValue, float64(info.TakeOvers))
+	if info.TakeOvers > 0 {
+		send(takeOverDesc, prometheus.GaugeValue, info.TakeOver.Seconds())
+	}
+	send(keeperDesc, prometheus.GaugeValue, map[bool]float64{true: 1}[c.kept()])
 	for opcode, n := range c.pool.Requests() {
 		send(requestsDesc, prometheus.CounterValue, float64(n), opcode)
 	}
@@ -80,6 +92,6 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 // metrics answers in the text form of Prometheus: of the pool, and of the process.
 func (s *Server) metrics() http.Handler {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collector{s.pool}, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(collector{s.pool, s.kept}, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{})
 }

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,7 +20,7 @@ import (
 // TestMetricsLint wants names and types as Prometheus has them.
 func TestMetricsLint(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(collector{&fakePool{}})
+	registry.MustRegister(collector{&fakePool{}, func() bool { return true }})
 	problems, err := testutil.GatherAndLint(registry)
 	if err != nil || len(problems) > 0 {
 		t.Errorf("%v, %v", problems, err)
@@ -27,7 +28,12 @@ func TestMetricsLint(t *testing.T) {
 }
 
 func TestMetrics(t *testing.T) {
-	c, s := start(t, &fakePool{}, Options{})
+	var kept atomic.Bool
+	c, s := start(t, &fakePool{}, Options{Kept: kept.Load})
+	if got := metric(t, c, `croft_keeper_up{pool="/srv/croft"}`); got != "0" {
+		t.Errorf("kept by nobody: %s", got)
+	}
+	kept.Store(true)
 	text, err := c.Metrics(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -38,6 +44,9 @@ func TestMetrics(t *testing.T) {
 		`croft_held_calls_total{pool="/srv/croft"} 4`,
 		`croft_volume_limit_inodes{pool="/srv/croft",volume="web-0"} 1000`,
 		`croft_volume_used_bytes{pool="/srv/croft",volume="web-0"} 9.223372036854776e+18`,
+		`croft_take_overs_total{pool="/srv/croft"} 3`,
+		`croft_take_over_seconds{pool="/srv/croft"} 0.065`,
+		`croft_keeper_up{pool="/srv/croft"} 1`,
 		"# TYPE process_resident_memory_bytes gauge",
 	} {
 		if !strings.Contains(text, line+"\n") {

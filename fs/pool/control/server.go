@@ -42,6 +42,8 @@ type Options struct {
 	RunDir string
 	// Logger takes what goes wrong, and at debug level each request. Default none.
 	Logger *zap.Logger
+	// Kept tells whether somebody keeps the mount should the daemon die. Default: nobody does.
+	Kept func() bool
 
 	peerUID func(net.Conn) (uint32, error) // default peerUID
 }
@@ -50,6 +52,7 @@ type Options struct {
 type Server struct {
 	pool   Pool
 	log    *zap.Logger
+	kept   func() bool
 	path   string
 	http   *http.Server
 	ended  chan struct{}
@@ -64,6 +67,9 @@ func Listen(p Pool, o Options) (*Server, error) {
 	}
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
+	}
+	if o.Kept == nil {
+		o.Kept = func() bool { return false }
 	}
 	if o.peerUID == nil {
 		o.peerUID = peerUID
@@ -82,7 +88,7 @@ func Listen(p Pool, o Options) (*Server, error) {
 		return nil, err
 	}
 	base, cancel := context.WithCancel(context.Background())
-	s := &Server{pool: p, log: o.Logger, path: path, ended: make(chan struct{}), cancel: cancel}
+	s := &Server{pool: p, log: o.Logger, kept: o.Kept, path: path, ended: make(chan struct{}), cancel: cancel}
 	s.http = &http.Server{
 		Handler:           s.handler(),
 		ReadHeaderTimeout: headerTimeout,
