@@ -27,6 +27,10 @@ check: deps build lint ## in under two minutes: build, lint, short tests (as roo
 test: deps build ## every test, over real mounts, or those of PKG=./fs/... (as root)
 	hack/with-scratch.sh hack/test.sh $(PKG)
 
+.PHONY: soak
+soak: deps build ## daemons killed 200 times in each tier, under load; ARGS="-kills 1000" (as root)
+	hack/with-scratch.sh go test ./test/takeover -count=1 -v -timeout 6h -args -kills 200 -stopped 30s -inodes 100000 -volumes 1000 $(ARGS)
+
 .PHONY: lint
 lint: deps ## gofmt, vet, staticcheck, import rules, shellcheck, go mod tidy
 	@hack/lint.sh

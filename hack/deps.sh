@@ -18,6 +18,7 @@ test getfattr    attr
 test git         git
 test mkfs.xfs    xfsprogs
 test prove       perl
+test psql        postgresql
 test shellcheck  shellcheck
 test sqlite3     sqlite3
 test stress-ng   stress-ng
@@ -53,7 +54,7 @@ if [[ $want != demo && $want != bench && ! -e /usr/include/stdlib.h ]]; then
 	missing+=(libc6-dev)
 fi
 # PostgreSQL's client may be there without its server.
-if [[ $want == bench && " ${missing[*]} " != *" postgresql "* ]] && ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
+if [[ $want =~ ^(bench|test)$ && " ${missing[*]} " != *" postgresql "* ]] && ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
 	missing+=(postgresql)
 fi
 ((${#missing[@]})) || exit 0

@@ -19,7 +19,7 @@ import (
 )
 
 // Backstop ends what hangs. Nothing takes nearly as long when all is well.
-const Backstop = 3 * time.Minute
+var Backstop = 3 * time.Minute
 
 // pollEvery is the pause between two looks at a state that is waited for.
 const pollEvery = 2 * time.Millisecond

@@ -16,6 +16,8 @@ var kills = flag.Int("kills", 12, "how often the daemon is killed")
 var stopped = flag.Duration("stopped", 5*time.Second, "how long the daemon is stopped")
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	kit.Backstop = max(15*time.Minute, time.Duration(*kills)*10*time.Second) // the load runs as long as daemons are killed
 	kit.Main(m, map[string]kit.Helper{
 		"names": names, "lines": lines, "unlinked": unlinked, "inside": inside,
 		"locks": locks, "stores": stores, "fill": fill, "pace": pace, "step": step,

@@ -57,7 +57,7 @@ func TestOlderRefuses(t *testing.T) {
 // installed is a pool that is mounted by a program of its own; install puts a build there.
 func installed(t *testing.T, builds map[string]string) (p *kit.Pool, install func(name string)) {
 	t.Helper()
-	kit.Need(t, "fio", "git", "sqlite3")
+	kit.Need(t, "fio", "git", "sqlite3", "psql", "setpriv")
 	dir := kit.TempDir(t)
 	for name, ldflags := range builds {
 		kit.Build(t, filepath.Join(dir, name), ldflags)
