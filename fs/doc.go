@@ -68,6 +68,7 @@
 // first change; opening a file that is passed for writing is one. So a recount
 // finds no more on disk than the limit allows, but for what files that were passed
 // have been given since the daemon died: nothing holds them until the recount finds
-// them (left.go). Orphans that nobody writes are reaped by package pool before the
+// them (left.go). Where a keeper has the mount (fs/keeper) the next daemon goes on
+// instead, and they stay held: see attempt.go, restore.go and fs/state. Orphans that nobody writes are reaped by package pool before the
 // recount, and brakes let go before the volumes are served.
 package fs
