@@ -43,6 +43,8 @@ type Source struct {
 	Snapshot string `json:"snapshot,omitempty"`
 	// Created is when the source was: it tells it from another of that name.
 	Created time.Time `json:"created"`
+	// Held is how long the writers of the volume were held while it was copied.
+	Held time.Duration `json:"held,omitempty"`
 }
 
 // Snapshot is the record of a snapshot.
@@ -56,12 +58,10 @@ type Snapshot struct {
 	Used  quota.Usage `json:"used"`
 	Limit quota.Usage `json:"limit"`
 	// InodesFixed is the source's.
-	InodesFixed bool `json:"inodesFixed,omitempty"`
-	// Held is how long the source's writers were.
-	Held   time.Duration     `json:"held"`
-	Block  bool              `json:"block,omitempty"`
-	Wipe   bool              `json:"wipe,omitempty"`
-	Labels map[string]string `json:"labels,omitempty"`
+	InodesFixed bool              `json:"inodesFixed,omitempty"`
+	Block       bool              `json:"block,omitempty"`
+	Wipe        bool              `json:"wipe,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
 }
 
 // Checkpoint is what is known of a volume's use. While Dirty, Used is only what

@@ -69,7 +69,9 @@ func copyAttributesAt(srcDir, dstDir int, name string, st *unix.Stat_t) error {
 }
 
 // procPath names an entry of a directory for calls that take no directory descriptor.
-func procPath(dirFD int, name string) string { return "/proc/self/fd/" + strconv.Itoa(dirFD) + "/" + name }
+func procPath(dirFD int, name string) string {
+	return "/proc/self/fd/" + strconv.Itoa(dirFD) + "/" + name
+}
 
 func copyXattrs(list func([]byte) (int, error), get func(string, []byte) (int, error), set func(string, []byte) error) error {
 	buf := xattrBuffers.Get().(*[maxXattr]byte)

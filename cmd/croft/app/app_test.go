@@ -21,6 +21,7 @@ import (
 
 // fakePool is a pool without a disk.
 type fakePool struct {
+	control.Copies
 	info pool.Info
 
 	mu      sync.Mutex
