@@ -46,7 +46,7 @@ func (o *Options) EnsureDefaults() {
 
 // Progress is what has been copied so far.
 type Progress struct {
-	Entries atomic.Uint64 // names
+	Entries atomic.Uint64 // inodes
 	Bytes   atomic.Uint64 // the sizes of the files whose data is there
 }
 
@@ -100,7 +100,6 @@ func newCopier(ctx context.Context, src, dst *os.File, o Options) (*copier, erro
 	c := &copier{ctx: ctx, o: o, src: src, dst: dst, srcFD: int(src.Fd()), dstFD: int(dst.Fd())}
 	c.idle.L = &c.mu
 	c.links.init()
-	c.noReflink.Store(o.Staged != nil)
 	from, mount, err := unix.NameToHandleAt(c.srcFD, "", unix.AT_EMPTY_PATH)
 	if err != nil {
 		return nil, fmt.Errorf("handle of %s: %w", src.Name(), err)
@@ -270,7 +269,6 @@ func (c *copier) copyBatch(b batch) {
 			c.fail(fmt.Errorf("copy %q: %w", name, err))
 			break
 		}
-		c.o.Progress.Entries.Add(1)
 	}
 	c.release(b.dir)
 }

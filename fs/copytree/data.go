@@ -40,15 +40,6 @@ func File(ctx context.Context, src, dst *os.File, o Options) (cloned bool, err e
 
 // copyData makes the file name in d with the data of src, and returns it open.
 func (c *copier) copyData(d *dir, name string, src int, st *unix.Stat_t) (int, error) {
-	if c.o.Staged != nil {
-		took, err := c.takeStaged(d, name, src, st)
-		if err != nil {
-			return -1, err
-		}
-		if took {
-			return c.openStaged(d, name, src, st)
-		}
-	}
 	dst, err := unix.Openat(d.dst, name, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return -1, err

@@ -23,8 +23,9 @@
 // (remap_file_range). copy_file_range does not: there Copy waits for the lock first, and copies the
 // file again when its ctime says that a write has begun meanwhile.
 //
-// Where there are no reflinks, Stage copies the large files before the caller stops the changes; Copy then
-// takes those that are as they were, and copies the rest.
+// Stage copies files before the caller stops the changes; Copy then moves those to their places that are as they were,
+// which is quicker than a reflink, and copies the rest. Stores into mappings are seen as far as they change the ctime:
+// the first one to each page since it was written back does.
 //
 // Nothing is synced: that is the caller's.
 package copytree

@@ -53,6 +53,7 @@ func (c *copier) copySubdir(d *dir, name string) error {
 	if err != nil {
 		return err
 	}
+	c.o.Progress.Entries.Add(1)
 	c.push(dirHandles{src, dst})
 	return nil
 }
@@ -76,10 +77,16 @@ func (c *copier) copyFile(d *dir, name string, st *unix.Stat_t) error {
 			return err
 		}
 	}
+	c.o.Progress.Entries.Add(1)
 	return copyAttributesAt(d.src, d.dst, name, st)
 }
 
 func (c *copier) copyRegular(d *dir, name string, st *unix.Stat_t) error {
+	if c.o.Staged != nil {
+		if took, err := c.o.Staged.take(d, name, st); took || err != nil {
+			return err
+		}
+	}
 	src, err := openRegular(d.src, name, st)
 	if err != nil {
 		return err
@@ -90,6 +97,7 @@ func (c *copier) copyRegular(d *dir, name string, st *unix.Stat_t) error {
 		return err
 	}
 	defer unix.Close(dst)
+	c.o.Progress.Entries.Add(1)
 	c.o.Progress.Bytes.Add(uint64(st.Size))
 	return copyAttributes(src, dst, st)
 }

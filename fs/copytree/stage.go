@@ -2,42 +2,84 @@ package copytree
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
-	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// stageFrom is the smallest file that is staged, in bytes: below it the copying is quicker than the care.
-const stageFrom = 256 << 10
+const (
+	// stageShards is how many directories staged files are spread over: workers would wait for each other in one.
+	stageShards = 64
+	// settledFor is how long a file must not have changed to be staged. On a kernel whose ctimes are as coarse as its
+	// clock (before Linux 6.13) a change right after another one would not be seen.
+	settledFor = 100 * time.Millisecond
+)
 
-// Staged are files that were copied ahead. They are named by the inode numbers of their sources.
+// Staged are files that were copied ahead, attributes included. Each is named by what tells whether it is still like its
+// source: inode number, ctime and size. It needs no memory.
 type Staged struct {
-	dir *os.File
-
-	mu    sync.Mutex // guards files
-	files map[uint64]unix.Stat_t
+	shards [stageShards]*os.File
 }
 
-// Stage copies the large files of the tree src into the directory dir, while src may change. What vanishes or changes
-// meanwhile is left out. dir must stay open until Copy, which moves what it can use, has ended; what is left
-// in it then is the caller's to remove.
+// Stage copies the regular files of the tree src into the directory dir, which is empty, while src may change. What
+// vanishes or changes meanwhile is left out. What is left in dir after Copy, which moves what it can use, is the
+// caller's to remove. Close it.
 func Stage(ctx context.Context, src, dir *os.File, o Options) (*Staged, error) {
-	s := &Staged{dir: dir, files: make(map[uint64]unix.Stat_t)}
-	c, err := newCopier(ctx, src, dir, o)
+	s, err := newStaged(dir)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, s.Close())
 	}
-	c.staging = s
-	c.noReflink.Store(true)
-	return s, c.run()
+	c, err := newCopier(ctx, src, dir, o)
+	if err == nil {
+		c.staging = s
+		err = c.run()
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
 }
 
-func stagedName(ino uint64) string { return strconv.FormatUint(ino, 16) }
+func newStaged(dir *os.File) (*Staged, error) {
+	s := new(Staged)
+	for i := range s.shards {
+		name := strconv.Itoa(i)
+		if err := unix.Mkdirat(int(dir.Fd()), name, 0o700); err != nil {
+			return s, fmt.Errorf("stage: %w", err)
+		}
+		fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return s, fmt.Errorf("stage: %w", err)
+		}
+		s.shards[i] = os.NewFile(uintptr(fd), name)
+	}
+	return s, nil
+}
 
-// stage copies one entry ahead, if it is a large file.
+// Close closes what was staged. It may be called more than once.
+func (s *Staged) Close() error {
+	var errs []error
+	for i, f := range s.shards {
+		if f != nil {
+			errs = append(errs, f.Close())
+			s.shards[i] = nil
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// at says where the copy of what st is of is staged.
+func (s *Staged) at(st *unix.Stat_t) *dir { return &dir{dst: int(s.shards[st.Ino%stageShards].Fd())} }
+
+func stagedName(st *unix.Stat_t) string {
+	return fmt.Sprintf("%x-%x-%x-%x", st.Ino, st.Ctim.Sec, st.Ctim.Nsec, st.Size)
+}
+
+// stage copies one entry ahead, if it is a regular file that is not changing right now.
 func (c *copier) stage(d *dir, name string, st *unix.Stat_t) error {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
@@ -47,73 +89,62 @@ func (c *copier) stage(d *dir, name string, st *unix.Stat_t) error {
 		}
 		return err
 	case unix.S_IFREG:
-		if st.Size < stageFrom || st.Blocks*512 < stageFrom {
-			return nil
-		}
 	default:
 		return nil
 	}
-	if _, first := c.links.claim(st.Ino); !first {
-		return nil
+	if st.Nlink > 1 {
+		if _, first := c.links.claim(st.Ino); !first {
+			return nil
+		}
 	}
 	src, err := openRegular(d.src, name, st)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(src)
-	dst, err := unix.Openat(c.dstFD, stagedName(st.Ino), unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return fmt.Errorf("stage: %w", err)
+	if c.noReflink.Load() {
+		// Pages that mappings have made dirty already are stored into without a change of ctime.
+		const flags = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
+		if err := unix.SyncFileRange(src, 0, 0, flags); err != nil {
+			return fmt.Errorf("write back: %w", err)
+		}
 	}
-	defer unix.Close(dst)
-	// Once: what changes meanwhile is found out by Copy.
 	settle(src)
 	if err := unix.Fstat(src, st); err != nil {
 		return err
 	}
-	if err := c.copyRanges(src, dst, st.Size); err != nil {
+	if time.Since(time.Unix(st.Ctim.Unix())) < settledFor {
+		return nil
+	}
+	return c.stageFile(src, *st)
+}
+
+func (c *copier) stageFile(src int, was unix.Stat_t) error {
+	to, name, st := c.staging.at(&was), stagedName(&was), was
+	dst, err := c.copyData(to, name, src, &st)
+	if err != nil {
 		return err
 	}
+	defer unix.Close(dst)
+	if !same(&was, &st) {
+		return unix.Unlinkat(to.dst, name, 0)
+	}
+	if err := copyAttributes(src, dst, &st); err != nil {
+		return err
+	}
+	c.o.Progress.Entries.Add(1)
 	c.o.Progress.Bytes.Add(uint64(st.Size))
-	c.staging.mu.Lock()
-	defer c.staging.mu.Unlock()
-	c.staging.files[st.Ino] = *st
 	return nil
 }
 
-// takeStaged moves the staged copy of src to where it belongs, if src is what was copied.
-func (c *copier) takeStaged(d *dir, name string, src int, st *unix.Stat_t) (bool, error) {
-	s := c.o.Staged
-	s.mu.Lock()
-	was, ok := s.files[st.Ino]
-	delete(s.files, st.Ino)
-	s.mu.Unlock()
-	if !ok {
+// take moves the staged copy of a regular file to where it belongs, if the file is still what was copied.
+func (s *Staged) take(d *dir, name string, st *unix.Stat_t) (bool, error) {
+	err := unix.Renameat2(s.at(st).dst, stagedName(st), d.dst, name, unix.RENAME_NOREPLACE)
+	switch err {
+	case nil:
+		return true, nil
+	case unix.ENOENT:
 		return false, nil
 	}
-	settle(src)
-	if err := unix.Fstat(src, st); err != nil {
-		return false, err
-	}
-	if !same(&was, st) {
-		// Its space is needed for the copy that is right.
-		return false, unix.Unlinkat(int(s.dir.Fd()), stagedName(st.Ino), 0)
-	}
-	if err := unix.Renameat2(int(s.dir.Fd()), stagedName(st.Ino), d.dst, name, unix.RENAME_NOREPLACE); err != nil {
-		return false, err
-	}
-	return true, nil
-}
-
-// openStaged opens what takeStaged has moved, and completes it.
-func (c *copier) openStaged(d *dir, name string, src int, st *unix.Stat_t) (int, error) {
-	dst, err := unix.Openat(d.dst, name, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
-	}
-	if err := c.preallocate(src, dst, st); err != nil {
-		unix.Close(dst)
-		return -1, err
-	}
-	return dst, nil
+	return false, fmt.Errorf("take what was staged: %w", err)
 }

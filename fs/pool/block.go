@@ -126,7 +126,7 @@ func (p *Pool) resizeBlock(v *volume, o ResizeOptions) error {
 		return fmt.Errorf("%w: a block volume cannot become smaller, and it has %d bytes: whoever has it formatted uses all of it", ErrInvalid, old.Bytes)
 	}
 	if limit.Bytes > old.Bytes {
-		if err := p.needRoom(limit.Bytes - old.Bytes); err != nil {
+		if err := p.needRoom(quota.Usage{Bytes: limit.Bytes - old.Bytes}); err != nil {
 			return err
 		}
 		if err := p.growBlock(v.name, limit.Bytes); err != nil {

@@ -140,12 +140,8 @@ func (p *Pool) measureOrigin(ctx context.Context, from *origin) (err error) {
 		from.used, err = p.usedOf(ctx, from.volume)
 		return err
 	}
-	need := from.used.Bytes
-	if p.reflinks() {
-		need = 0
-	}
-	if err := p.needRoom(need); err != nil {
-		return fmt.Errorf("snapshot %s: a copy of it: %w", from.source.Snapshot, err)
+	if err := p.needRoomFor(from.used); err != nil {
+		return fmt.Errorf("snapshot %s: %w", from.source.Snapshot, err)
 	}
 	return nil
 }

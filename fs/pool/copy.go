@@ -80,12 +80,8 @@ func (p *Pool) copyLive(ctx context.Context, v *volume, to place, op *operation)
 	return m, err
 }
 
-// stage copies the large files of a volume ahead, where copying is not a reflink. Call done when the copy
-// was made.
+// stage copies what it can of a volume ahead, and has o use it. Call done when the copy was made.
 func (p *Pool) stage(ctx context.Context, v *volume, to place, o *copytree.Options) (done func(), err error) {
-	if p.reflinks() {
-		return func() {}, nil
-	}
 	name := stagePrefix + to.name
 	if to.wipe {
 		name = stageWipePrefix + to.name
@@ -98,7 +94,11 @@ func (p *Pool) stage(ctx context.Context, v *volume, to place, o *copytree.Optio
 		return nil, err
 	}
 	done = func() {
-		if err := errors.Join(dir.Close(), p.trash.take(p.snapshotsDir, name, to.wipe)); err != nil {
+		var err error
+		if o.Staged != nil {
+			err = o.Staged.Close()
+		}
+		if err := errors.Join(err, dir.Close(), p.trash.take(p.snapshotsDir, name, to.wipe)); err != nil {
 			p.log.Error("what was copied ahead is left until the next start", zap.Error(err))
 		}
 		p.trash.wake()
@@ -106,9 +106,7 @@ func (p *Pool) stage(ctx context.Context, v *volume, to place, o *copytree.Optio
 	src, err := openDirAt(p.volumesDir, v.name)
 	if err == nil {
 		defer src.Close()
-		before := *o // counted when it is taken
-		before.Progress = nil
-		o.Staged, err = copytree.Stage(ctx, src, dir, before)
+		o.Staged, err = copytree.Stage(ctx, src, dir, *o)
 	}
 	if err != nil {
 		done()

@@ -130,14 +130,21 @@ func (p *Pool) usedOf(ctx context.Context, v *volume) (quota.Usage, error) {
 	}
 	p.fs.Refresh(v.name)
 	used := v.ledger.Used()
-	need := used.Bytes
-	if p.reflinks() {
-		need = 0
-	}
-	if err := p.needRoom(need); err != nil {
-		return used, fmt.Errorf("volume %s: a copy of it: %w", v.name, err)
+	if err := p.needRoomFor(used); err != nil {
+		return used, fmt.Errorf("volume %s: %w", v.name, err)
 	}
 	return used, nil
+}
+
+// needRoomFor is needRoom for a copy of what uses used.
+func (p *Pool) needRoomFor(used quota.Usage) error {
+	if p.reflinks() {
+		used.Bytes = 0
+	}
+	if err := p.needRoom(used); err != nil {
+		return fmt.Errorf("a copy of it: %w", err)
+	}
+	return nil
 }
 
 // createSnapshot performs the steps of the package's documentation, and takes them back on failure.

@@ -74,9 +74,9 @@ func (p *Pool) Create(_ context.Context, name string, o CreateOptions) (Volume, 
 	} else if !errors.Is(err, ErrNotFound) {
 		return Volume{}, err
 	}
-	need := uint64(0)
+	var need quota.Usage
 	if block {
-		need = limit.Bytes
+		need.Bytes = limit.Bytes
 	}
 	if err := p.needRoom(need); err != nil {
 		return Volume{}, fmt.Errorf("volume %s: %w", name, err)
@@ -120,13 +120,23 @@ func checkLabels(labels map[string]string) error {
 	return nil
 }
 
-// needRoom returns ErrNoRoom unless the disk has so many bytes, and what the records need.
-func (p *Pool) needRoom(bytes uint64) error {
-	room, err := p.store.Room()
-	if err == nil && (room < minRoom || room-minRoom < bytes) {
-		err = fmt.Errorf("%w: %d bytes are free, %d are needed", ErrNoRoom, room, bytes+minRoom)
+// spareInodes are what the pool itself may need on a filesystem that has a number of them.
+const spareInodes = 1000
+
+// needRoom returns ErrNoRoom unless the disk has so much, and what the records need.
+func (p *Pool) needRoom(need quota.Usage) error {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(p.root.Fd()), &st); err != nil {
+		return fmt.Errorf("statfs: %w", err)
 	}
-	return err
+	if room := st.Bavail * uint64(st.Bsize); room < minRoom || room-minRoom < need.Bytes {
+		return fmt.Errorf("%w: %d bytes are free, %d are needed", ErrNoRoom, room, need.Bytes+minRoom)
+	}
+	// btrfs says 0 of 0.
+	if st.Files > 0 && st.Ffree < need.Inodes+spareInodes {
+		return fmt.Errorf("%w: %d inodes are free, %d are needed", ErrNoRoom, st.Ffree, need.Inodes+spareInodes)
+	}
+	return nil
 }
 
 // create performs the steps of the package's documentation, and takes them back on failure. fill makes what the volume
