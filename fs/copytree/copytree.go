@@ -28,6 +28,8 @@ type Options struct {
 	Rule quota.Rule
 	// Workers is how many files are copied at a time. 0 means two for each CPU, at most 16.
 	Workers int
+	// StageFrom is the size in bytes of the smallest file that Stage copies.
+	StageFrom int64
 	// Staged are files that were copied before. Default: none.
 	Staged *Staged
 	// Progress, when set, is counted up meanwhile.

@@ -89,6 +89,9 @@ func (c *copier) stage(d *dir, name string, st *unix.Stat_t) error {
 		}
 		return err
 	case unix.S_IFREG:
+		if st.Size < c.o.StageFrom {
+			return nil
+		}
 	default:
 		return nil
 	}
