@@ -7,7 +7,8 @@
 // modification times to the nanosecond, of directories too, extended attributes with ACLs and
 // capabilities, hard links within the tree, holes, and what is preallocated (quota.PreallocXattr):
 // the copy is charged what the tree is. Symlinks are copied as such; FIFOs, sockets and devices are made
-// anew. What something else is mounted on is left out. Access times of the source do not change.
+// anew. What something else is mounted on is left out. Access times of the source do not change, but for those of symlinks, which
+// readlink(2) sets.
 //
 // # Hostile trees
 //

@@ -1,4 +1,0 @@
-package snapshot_test
-
-func pairs(args []string) int { return 0 }
-func fill(args []string) int  { return 0 }
