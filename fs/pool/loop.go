@@ -17,6 +17,9 @@ const (
 	loopControl = "/dev/loop-control"
 	// maxLoopTries is how often another free loop device is asked for when somebody was quicker.
 	maxLoopTries = 100
+	// sectorSize is what the device says of its sectors, in bytes. Left to the kernel it is what direct I/O needs, which is
+	// more where blocks are shared on xfs: a filesystem with smaller blocks could not be mounted any more.
+	sectorSize = 512
 	// A device that was opened for a moment, as udev does to look what is on it, goes when it is closed: it is
 	// looked at each loopPause, for loopPatience.
 	loopPause    = 5 * time.Millisecond
@@ -139,7 +142,7 @@ func (p *Pool) attach(v *volume, readOnly bool) (loop, error) {
 		return loop{}, err
 	}
 	defer f.Close()
-	config := unix.LoopConfig{Fd: uint32(f.Fd())}
+	config := unix.LoopConfig{Fd: uint32(f.Fd()), Size: sectorSize}
 	config.Info.Flags = flags
 	copy(config.Info.File_name[:len(config.Info.File_name)-1], f.Name())
 	device, err := configure(&config)
