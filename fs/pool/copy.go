@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/croftfs/croft/fs"
 	"github.com/croftfs/croft/fs/copytree"
 	"github.com/croftfs/croft/meta"
 	"github.com/croftfs/croft/quota"
@@ -80,6 +81,9 @@ func (p *Pool) copyLive(ctx context.Context, v *volume, to place, op *operation)
 	})
 	m.held = time.Since(begun)
 	p.step("copy: copied")
+	if errors.Is(err, fs.ErrNoVolume) {
+		err = fmt.Errorf("volume %s: %w: it was deleted meanwhile", v.name, ErrNotFound)
+	}
 	return m, err
 }
 
