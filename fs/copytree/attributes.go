@@ -20,8 +20,10 @@ var xattrBuffers = sync.Pool{New: func() any { return new([maxXattr]byte) }}
 // copyAttributes gives the regular file or directory dst what src has besides data. The owner comes first, since a change
 // of it clears set-id bits and capabilities; the times come last.
 func copyAttributes(src, dst int, st *unix.Stat_t) error {
-	if err := unix.Fchown(dst, int(st.Uid), int(st.Gid)); err != nil {
-		return fmt.Errorf("owner: %w", err)
+	if st.Uid != 0 || st.Gid != 0 { // whoever makes the copy is root
+		if err := unix.Fchown(dst, int(st.Uid), int(st.Gid)); err != nil {
+			return fmt.Errorf("owner: %w", err)
+		}
 	}
 	if err := unix.Fchmod(dst, st.Mode&0o7777); err != nil {
 		return fmt.Errorf("mode: %w", err)

@@ -80,6 +80,7 @@ type copier struct {
 	dirs    []dirHandles
 	busy    int
 	err     error
+	stopped atomic.Bool // err is set
 }
 
 // dirHandles find a directory and what becomes its copy.
@@ -187,15 +188,12 @@ func (c *copier) fail(err error) {
 	defer c.mu.Unlock()
 	if c.err == nil {
 		c.err = err
+		c.stopped.Store(true)
 	}
 	c.idle.Broadcast()
 }
 
-func (c *copier) failed() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.err != nil
-}
+func (c *copier) failed() bool { return c.stopped.Load() }
 
 // share gives a batch to whoever is free; false when too many wait already.
 func (c *copier) share(b batch) bool {

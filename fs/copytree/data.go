@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -16,8 +17,10 @@ const (
 	maxCopy = 32 << 20
 	// maxTries is how often a file is copied that changes meanwhile. Only stores into mappings go on for so long.
 	maxTries = 3
-	// barrierXattr is an attribute that no file has.
-	barrierXattr = "trusted.croft.none"
+	// barrierXattr is an attribute of a kind that no filesystem has.
+	barrierXattr = "croft.none"
+	// smallFile is the size in bytes up to which a file without holes is read and written by one call each.
+	smallFile = 64 << 10
 )
 
 // File copies the data of the regular file src to dst, which is empty, with its holes and what is preallocated.
@@ -62,7 +65,7 @@ func (c *copier) fill(src, dst int, st *unix.Stat_t) error {
 		if err = unix.Fstat(src, st); err != nil {
 			break
 		}
-		if err = c.copyRanges(src, dst, st.Size); err != nil {
+		if err = c.copyRanges(src, dst, st); err != nil {
 			break
 		}
 		var after unix.Stat_t
@@ -95,8 +98,8 @@ func (c *copier) reflink(src, dst int, st *unix.Stat_t) (bool, error) {
 	}
 }
 
-// settle waits until no write(2) holds the inode's lock, which the removal of an attribute needs
-// (vfs_removexattr, fs/xattr.c). There is none, so that nothing is changed.
+// settle waits until no write(2) holds the inode's lock, which is taken to remove an attribute, before the filesystem
+// is asked for it (vfs_removexattr, fs/xattr.c). It has none of that kind, so that nothing is changed.
 func settle(fd int) { _ = unix.Fremovexattr(fd, barrierXattr) }
 
 // same tells whether no write has begun between two looks. Since Linux 6.13 ctime changes with each that
@@ -106,7 +109,13 @@ func same(a, b *unix.Stat_t) bool {
 }
 
 // copyRanges copies what is data. Nothing is in dst.
-func (c *copier) copyRanges(src, dst int, size int64) error {
+func (c *copier) copyRanges(src, dst int, st *unix.Stat_t) error {
+	size := st.Size
+	if size <= smallFile {
+		if hole, err := unix.Seek(src, 0, unix.SEEK_HOLE); err == nil && hole == size {
+			return copySmall(src, dst, size)
+		}
+	}
 	if err := unix.Ftruncate(dst, size); err != nil {
 		return err
 	}
@@ -129,6 +138,23 @@ func (c *copier) copyRanges(src, dst int, size int64) error {
 		}
 	}
 	return nil
+}
+
+var smallBuffers = sync.Pool{New: func() any { return new([smallFile]byte) }}
+
+func copySmall(src, dst int, size int64) error {
+	buf := smallBuffers.Get().(*[smallFile]byte)
+	defer smallBuffers.Put(buf)
+	n, err := unix.Pread(src, buf[:size], 0)
+	for at := 0; err == nil && at < n; {
+		var written int
+		written, err = unix.Pwrite(dst, buf[at:n], int64(at))
+		at += written
+	}
+	if err == nil && int64(n) < size {
+		err = unix.Ftruncate(dst, size)
+	}
+	return err
 }
 
 func (c *copier) copyRange(src, dst int, from, to int64) error {

@@ -111,10 +111,10 @@ func (c *copier) stage(d *dir, name string, st *unix.Stat_t) error {
 		if err := unix.SyncFileRange(src, 0, 0, flags); err != nil {
 			return fmt.Errorf("write back: %w", err)
 		}
-	}
-	settle(src)
-	if err := unix.Fstat(src, st); err != nil {
-		return err
+		settle(src)
+		if err := unix.Fstat(src, st); err != nil {
+			return err
+		}
 	}
 	if time.Since(time.Unix(st.Ctim.Unix())) < settledFor {
 		return nil

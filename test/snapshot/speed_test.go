@@ -16,7 +16,7 @@ import (
 func TestSpeed(t *testing.T) {
 	files := 100_000
 	if testing.Short() {
-		files = 5_000
+		files = 20_000
 	}
 	const perDir = 500
 	kit.EachFS(t, func(t *testing.T, fstype string) {

@@ -26,13 +26,15 @@ func (a *App) snapshotCreateCommand() *cobra.Command {
 			if err := a.settle(ctx, p); err != nil {
 				return err
 			}
-			return a.showing(ctx, p, pool.OperationSnapshot, args[1], func() error {
-				s, err := p.CreateSnapshot(ctx, args[1], pool.SnapshotOptions{Volume: args[0]})
-				if err == nil {
-					a.tellHeld(args[0], s.Held)
-				}
+			var s pool.Snapshot
+			err := a.showing(ctx, p, pool.OperationSnapshot, args[1], func() (err error) {
+				s, err = p.CreateSnapshot(ctx, args[1], pool.SnapshotOptions{Volume: args[0]})
 				return err
 			})
+			if err == nil {
+				a.tellHeld(args[0], s.Held)
+			}
+			return err
 		})
 	}
 	return cmd

@@ -41,13 +41,15 @@ func (a *App) cloneInto(cmd *cobra.Command, from func(source string, o *pool.Clo
 			if err := a.settle(ctx, p); err != nil {
 				return err
 			}
-			return a.showing(ctx, p, pool.OperationClone, args[1], func() error {
-				v, err := p.Clone(ctx, args[1], o)
-				if err == nil && v.Source != nil {
-					a.tellHeld(args[0], v.Source.Held)
-				}
+			var v pool.Volume
+			err := a.showing(ctx, p, pool.OperationClone, args[1], func() (err error) {
+				v, err = p.Clone(ctx, args[1], o)
 				return err
 			})
+			if err == nil && v.Source != nil {
+				a.tellHeld(args[0], v.Source.Held)
+			}
+			return err
 		})
 	}
 }
