@@ -16,7 +16,7 @@ var (
 	ErrNewerFormat = errors.New("written by a newer version")
 	// ErrNoRoom is returned when the disk is so full that Badger could die of
 	// what was asked. Nothing was changed.
-	ErrNoRoom = errors.New("the disk has no room for records")
+	ErrNoRoom = errors.New("the disk has no room for it")
 	// ErrCorrupt is returned when a record cannot be decoded.
 	ErrCorrupt = errors.New("record is corrupt")
 )

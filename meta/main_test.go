@@ -108,7 +108,7 @@ type step struct {
 
 func volume(name string) Volume {
 	return Volume{Name: name, Limit: quota.Usage{Bytes: 1 << 30, Inodes: 1 << 16}, State: StateReady,
-		Created: time.Unix(1000, 0).UTC(), Parameters: map[string]string{"pool": "p"}}
+		Created: time.Unix(1000, 0).UTC(), Labels: map[string]string{"pool": "p"}}
 }
 
 func wantState(name string, want State) func(*Store) error {
@@ -216,7 +216,7 @@ func TestPowerCutAfterAStep(t *testing.T) {
 	last := step{"late", func(s *Store) error { return s.update(putOf(volume("late"))) }, wantState("late", StateReady)}
 	must(t, last.do(s))
 	other := volume("other")
-	other.Parameters["x"] = strings.Repeat("x", 1<<20-4096)
+	other.Labels["x"] = strings.Repeat("x", 1<<20-4096)
 	for log := s.space.log; s.space.log == log; {
 		must(t, s.update(putOf(other)))
 	}

@@ -12,7 +12,7 @@ import (
 // State is where a volume is in its life.
 type State string
 
-// The states of a volume's record. A crash leaves creating and deleting behind;
+// The states of the record of a volume or a snapshot. A crash leaves creating and deleting behind;
 // the next start finishes them.
 const (
 	StateCreating State = "creating"
@@ -25,10 +25,43 @@ type Volume struct {
 	Name  string      `json:"name"`
 	Limit quota.Usage `json:"limit"`
 	// InodesFixed tells that the inode limit was named, and does not follow the size.
+	InodesFixed bool      `json:"inodesFixed,omitempty"`
+	State       State     `json:"state"`
+	Created     time.Time `json:"created"`
+	// Block tells that it is one file of exactly the limit's bytes, and no tree.
+	Block bool `json:"block,omitempty"`
+	// Wipe tells that its data is overwritten before its space is freed.
+	Wipe   bool              `json:"wipe,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
+	// Source is what it was made from, nil when it began empty.
+	Source *Source `json:"source,omitempty"`
+}
+
+// Source names the volume or the snapshot that something was made from; one of the names is empty.
+type Source struct {
+	Volume   string `json:"volume,omitempty"`
+	Snapshot string `json:"snapshot,omitempty"`
+	// Created is when the source was: it tells it from another of that name.
+	Created time.Time `json:"created"`
+	// Held is how long the writers of the volume were held while it was copied.
+	Held time.Duration `json:"held,omitempty"`
+}
+
+// Snapshot is the record of a snapshot.
+type Snapshot struct {
+	Name   string `json:"name"`
+	State  State  `json:"state"`
+	Source Source `json:"source"`
+	// Created is the moment that it shows.
+	Created time.Time `json:"created"`
+	// Used is what its tree is charged, Limit the source's at that moment.
+	Used  quota.Usage `json:"used"`
+	Limit quota.Usage `json:"limit"`
+	// InodesFixed is the source's.
 	InodesFixed bool              `json:"inodesFixed,omitempty"`
-	State       State             `json:"state"`
-	Created     time.Time         `json:"created"`
-	Parameters  map[string]string `json:"parameters,omitempty"`
+	Block       bool              `json:"block,omitempty"`
+	Wipe        bool              `json:"wipe,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
 }
 
 // Checkpoint is what is known of a volume's use. While Dirty, Used is only what
@@ -73,8 +106,20 @@ func decodeVolume(b []byte, name string, v *Volume) error {
 	if err := decode(b, v); err != nil {
 		return err
 	}
-	if v.Name != name {
-		return fmt.Errorf("%w: it is of volume %q", ErrCorrupt, v.Name)
+	return checkNamed("volume", v.Name, name)
+}
+
+// decodeSnapshot decodes the record that is kept under name.
+func decodeSnapshot(b []byte, name string, s *Snapshot) error {
+	if err := decode(b, s); err != nil {
+		return err
+	}
+	return checkNamed("snapshot", s.Name, name)
+}
+
+func checkNamed(kind, got, want string) error {
+	if got != want {
+		return fmt.Errorf("%w: it is of %s %q", ErrCorrupt, kind, got)
 	}
 	return nil
 }

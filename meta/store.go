@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sort"
 	"strings"
 
 	"github.com/dgraph-io/badger/v4"
@@ -17,6 +16,7 @@ const (
 	formatKey        = "f"
 	volumePrefix     = "v/"
 	checkpointPrefix = "c/"
+	snapshotPrefix   = "s/"
 
 	memTableSize = 8 << 20
 )
@@ -192,15 +192,19 @@ func about(kind, name string, err error) error {
 // CreateVolume records a new volume, durably. ErrExists when there is one.
 func (s *Store) CreateVolume(v Volume) error {
 	return about("volume", v.Name, s.durable(func(txn *badger.Txn) error {
-		_, err := txn.Get([]byte(volumePrefix + v.Name))
-		switch {
-		case err == nil:
-			return ErrExists
-		case !errors.Is(err, badger.ErrKeyNotFound):
-			return err
-		}
-		return put(txn, volumePrefix+v.Name, v)
+		return create(txn, volumePrefix+v.Name, v)
 	}))
+}
+
+func create(txn *badger.Txn, key string, record any) error {
+	_, err := txn.Get([]byte(key))
+	switch {
+	case err == nil:
+		return ErrExists
+	case !errors.Is(err, badger.ErrKeyNotFound):
+		return err
+	}
+	return put(txn, key, record)
 }
 
 // PutVolume records a volume, durably, whether or not there was one.
@@ -234,21 +238,25 @@ func (s *Store) Volume(name string) (v Volume, err error) {
 
 // Volumes returns every volume's record, by name.
 func (s *Store) Volumes() ([]Volume, error) {
-	var all []Volume
+	return list(s, "volume", volumePrefix, decodeVolume)
+}
+
+// list returns every record below prefix, by name.
+func list[T any](s *Store, kind, prefix string, decode func([]byte, string, *T) error) ([]T, error) {
+	var all []T
 	err := s.db.View(func(txn *badger.Txn) error {
-		it := txn.NewIterator(badger.IteratorOptions{PrefetchValues: true, PrefetchSize: 100, Prefix: []byte(volumePrefix)})
+		it := txn.NewIterator(badger.IteratorOptions{PrefetchValues: true, PrefetchSize: 100, Prefix: []byte(prefix)})
 		defer it.Close()
-		for it.Rewind(); it.Valid(); it.Next() {
-			var v Volume
-			name := strings.TrimPrefix(string(it.Item().Key()), volumePrefix)
-			if err := it.Item().Value(func(b []byte) error { return decodeVolume(b, name, &v) }); err != nil {
-				return about("volume", name, err)
+		for it.Rewind(); it.Valid(); it.Next() { // ascending
+			var record T
+			name := strings.TrimPrefix(string(it.Item().Key()), prefix)
+			if err := it.Item().Value(func(b []byte) error { return decode(b, name, &record) }); err != nil {
+				return about(kind, name, err)
 			}
-			all = append(all, v)
+			all = append(all, record)
 		}
 		return nil
 	})
-	sort.Slice(all, func(i, j int) bool { return all[i].Name < all[j].Name })
 	return all, err
 }
 

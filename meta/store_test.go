@@ -81,7 +81,7 @@ func TestVolumes(t *testing.T) {
 		}
 
 		changed := volume("a")
-		changed.Parameters, changed.Limit.Bytes = nil, 7
+		changed.Labels, changed.Limit.Bytes = nil, 7
 		must(t, s.PutVolume(changed))
 		if got, err := s.Volume("a"); err != nil || !reflect.DeepEqual(got, changed) {
 			t.Errorf("%+v, %v, want %+v", got, err, changed)
@@ -250,7 +250,7 @@ func TestLogChanges(t *testing.T) {
 	first := ""
 	for i := range 400 {
 		v := volume(fmt.Sprint(i))
-		v.Parameters["big"] = big
+		v.Labels["big"] = big
 		must(t, s.PutVolume(v))
 		if first == "" {
 			first = s.space.log
@@ -261,7 +261,7 @@ func TestLogChanges(t *testing.T) {
 	}
 	must(t, s.Close())
 	all, err := openStore(t, dir).Volumes()
-	if err != nil || len(all) != 400 || all[0].Parameters["big"] != big {
+	if err != nil || len(all) != 400 || all[0].Labels["big"] != big {
 		t.Errorf("%d volumes, %v", len(all), err)
 	}
 }

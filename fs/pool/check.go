@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/croftfs/croft/fs"
 	"github.com/croftfs/croft/quota"
@@ -50,7 +51,7 @@ func (p *Pool) Check(ctx context.Context, o CheckOptions) (CheckResult, error) {
 	return result, nil
 }
 
-func (p *Pool) checkVolume(ctx context.Context, name string, repair bool) (VolumeCheck, error) {
+func (p *Pool) checkVolume(ctx context.Context, name string, repair bool) (c VolumeCheck, err error) {
 	if err := CheckName(name); err != nil {
 		return VolumeCheck{}, err
 	}
@@ -59,10 +60,14 @@ func (p *Pool) checkVolume(ctx context.Context, name string, repair bool) (Volum
 	if err != nil {
 		return VolumeCheck{}, err
 	}
-	c := VolumeCheck{Name: name, Limit: v.ledger.Limit()}
+	c = VolumeCheck{Name: name, Limit: v.ledger.Limit()}
 	if v.missing {
 		c.Findings = append(c.Findings, fmt.Sprintf("%v; `croft volume delete %s` removes its record", ErrMissing, name))
 		return c, nil
+	}
+	if p.recordOf(v).Block {
+		err := p.compareBlock(v, &c)
+		return c, err
 	}
 	failure := v.count.wait(ctx)
 	if ctx.Err() != nil {
@@ -133,25 +138,20 @@ func (p *Pool) set(v *volume, disk quota.Usage) error {
 	return nil
 }
 
-// checkStrays lists what lies in the pool's directories without a record.
+// checkStrays lists what lies in the pool's directories without a record, and snapshots whose tree is gone.
 func (p *Pool) checkStrays() (findings []string, err error) {
 	known := make(map[string]bool)
 	for _, v := range p.all() {
 		known[v.name] = true
 	}
-	for _, parent := range []*os.File{p.volumesDir, p.orphansDir} {
-		dir, err := openDirAt(parent, ".")
-		if err != nil {
-			return nil, err
-		}
-		names, err := dir.Readdirnames(0)
-		dir.Close()
+	for _, parent := range []*os.File{p.volumesDir, p.orphansDir, p.blocksDir} {
+		names, err := namesIn(parent)
 		if err != nil {
 			return nil, err
 		}
 		slices.Sort(names)
 		for _, name := range names {
-			if known[name] {
+			if known[name] || p.making(OperationClone, name) {
 				continue
 			}
 			// A volume that is being made or deleted right now has its name locked.
@@ -160,9 +160,42 @@ func (p *Pool) checkStrays() (findings []string, err error) {
 			missing := p.strays(name) == nil
 			unlock()
 			if err != nil && !missing {
-				findings = append(findings, fmt.Sprintf("%s/%s has no record; move it away or remove it", parent.Name(), name))
+				findings = append(findings, stray(parent, name))
 			}
 		}
 	}
-	return findings, nil
+	inSnapshots, err := p.checkSnapshots()
+	return append(findings, inSnapshots...), err
+}
+
+func stray(parent *os.File, name string) string {
+	return fmt.Sprintf("%s/%s has no record; move it away or remove it", parent.Name(), name)
+}
+
+func (p *Pool) checkSnapshots() (findings []string, err error) {
+	names, err := namesIn(p.snapshotsDir)
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		of := strings.TrimPrefix(strings.TrimPrefix(name, stageWipePrefix), stagePrefix)
+		if p.making(OperationSnapshot, of) || of != name && p.making(OperationClone, of) {
+			continue
+		}
+		unlock := p.names.take(snapName(name))
+		_, err := p.findSnap(name)
+		missing := p.strayIn(p.snapshotsDir, name) == nil
+		unlock()
+		if err != nil && !missing {
+			findings = append(findings, stray(p.snapshotsDir, name))
+		}
+	}
+	list, err := p.Snapshots(context.Background())
+	for _, s := range list {
+		if !slices.Contains(names, s.Name) && p.strayIn(p.snapshotsDir, s.Name) == nil {
+			findings = append(findings, fmt.Sprintf("the tree of snapshot %s is missing; `croft snapshot delete %s` removes its record", s.Name, s.Name))
+		}
+	}
+	return findings, err
 }

@@ -45,6 +45,12 @@ func crashAt(dir, at string) {
 			err = p.Delete(ctx, "old", DeleteOptions{})
 		case "resize":
 			_, err = p.Resize(ctx, "old", ResizeOptions{Bytes: 2 << 20, Inodes: 1 << 20})
+		case "copy":
+			_, err = p.Clone(ctx, "new", CloneOptions{Volume: "old"})
+		case "snapshot", "snapshot delete", "snapshot remove":
+			if _, err = p.CreateSnapshot(ctx, "snap", SnapshotOptions{Volume: "old"}); err == nil {
+				err = p.DeleteSnapshot(ctx, "snap")
+			}
 		}
 	}
 	println("the step was not reached:", at, err)
@@ -70,18 +76,67 @@ func TestCrashAtEachStep(t *testing.T) {
 		{"resize: recorded", true, false},
 	} {
 		t.Run(c.step, func(t *testing.T) {
-			dir, p := poolOf(t, "old")
-			if err := p.Close(); err != nil {
-				t.Fatal(err)
-			}
-			child := exec.Command(os.Args[0])
-			child.Env = append(os.Environ(), crashEnv+"="+dir+"\n"+c.step)
-			out, err := child.CombinedOutput()
-			var exit *exec.ExitError
-			if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
-				t.Fatalf("the child ended with %v\n%s", err, out)
-			}
+			dir := crashed(t, c.step)
 			verifyAfterCrash(t, reopen(t, dir), c.old, c.new)
+		})
+	}
+}
+
+// crashed makes a pool with the volume old and has a process do something to it that ends at the step.
+func crashed(t *testing.T, step string) (dir string) {
+	t.Helper()
+	dir, p := poolOf(t, "old")
+	fill(t, p, "old", 300_000)
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command(os.Args[0])
+	child.Env = append(os.Environ(), crashEnv+"="+dir+"\n"+step)
+	out, err := child.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
+		t.Fatalf("the child ended with %v\n%s", err, out)
+	}
+	return dir
+}
+
+// fill puts a file into a volume of a pool that is not mounted.
+func fill(t *testing.T, p *Pool, name string, size int) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(p.dir, volumesName, name, "file"), make([]byte, size), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := p.Check(context.Background(), CheckOptions{Volumes: []string{name}, Repair: true}); err != nil || !r.Volumes[0].Repaired {
+		t.Fatalf("%+v, %v", r, err)
+	}
+}
+
+// TestCrashWhileCopying is TestCrashAtEachStep for snapshots and clones.
+func TestCrashWhileCopying(t *testing.T) {
+	for _, c := range []struct {
+		step      string
+		snap, new bool // what is there afterwards
+	}{
+		{"snapshot: recorded", false, false},
+		{"snapshot: made", false, false},
+		{"snapshot: ready", true, false},
+		{"snapshot delete: recorded", false, false},
+		{"snapshot remove: moved", false, false},
+		{"copy: staged", false, false},
+		{"copy: copied", false, false},
+	} {
+		t.Run(c.step, func(t *testing.T) {
+			p := reopen(t, crashed(t, c.step))
+			verifyAfterCrash(t, p, true, c.new)
+			if _, err := p.Snapshot(t.Context(), "snap"); (err == nil) != c.snap {
+				t.Errorf("the snapshot: %v", err)
+			}
+			if left, err := namesIn(p.snapshotsDir); err != nil || len(left) > 0 != c.snap {
+				t.Errorf("in snapshots/: %v, %v", left, err)
+			}
+			if _, err := p.CreateSnapshot(t.Context(), "snap", SnapshotOptions{Volume: "old"}); (err == nil) == c.snap {
+				t.Errorf("once more: %v", err)
+			}
 		})
 	}
 }

@@ -1,5 +1,5 @@
 // Package pool gives a pool its life: it makes, opens and mends pools, and
-// creates, resizes, checks and deletes the volumes in them.
+// creates, copies, resizes, checks and deletes the volumes in them, and their snapshots.
 //
 // # On disk
 //
@@ -10,7 +10,8 @@
 //	orphans/<name>   its files that have lost their last name while open
 //	braked/          file handles of inodes that must not grow for now (package fs)
 //	trash/           trees that are being freed, under names of no meaning
-//	snapshots/       reserved
+//	snapshots/<name> a snapshot: a tree, or the file of a block volume
+//	blocks/<name>    the file of a block volume
 //
 // All of these directories are 0700: users of the host do not walk around the limits.
 //
@@ -31,6 +32,25 @@
 //  4. record removed, durable        next Open goes on emptying the trash
 //  5. the caller hears yes
 //
+// Snapshot, with copy.go; a clone is created as above, its tree copied likewise in step 2:
+//
+//  1. record "creating", durable     next Open takes back all that is there of it
+//  2. files copied ahead into        likewise; next Open removes that
+//     snapshots/.stage-<name>
+//  3. the volume's changes held;     likewise
+//     tree copied; changes go on
+//  4. synced, and counted by a scan  likewise
+//  5. record "ready", durable        the snapshot exists
+//  6. the caller hears yes
+//
+// It is deleted in the steps of a volume. A snapshot that somebody copies from is not deleted.
+//
+// A block volume's file is allocated in full before its record is ready, and before its record is larger; a file that
+// is longer than its record says is cut at Open. Its loop device is recorded nowhere: the kernel is asked which has
+// the file, so that one which an earlier daemon has left is found.
+//
+// Wipe: a name in trash/ that begins with "wipe-" stands for a tree whose files are overwritten before they are unlinked.
+//
 // Resize: what is lowered is lowered in the ledger first, then recorded, then
 // what is raised is raised: the disk never holds more than the record allows.
 //
@@ -45,7 +65,8 @@
 //
 // # Locks
 //
-// A lifecycle call holds its volume's name (nameLocks), then briefly Pool.mu.
+// A lifecycle call holds its volume's or snapshot's name (nameLocks), then briefly Pool.mu. What it copies from it does not
+// lock: fs.Quiesce keeps a volume from going, and snap.users a snapshot.
 // Neither is held by anything that a FUSE request waits for, except that
 // BeforeChange writes the dirty mark inside the record store.
 package pool

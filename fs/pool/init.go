@@ -20,6 +20,7 @@ const (
 	orphansName  = "orphans"
 	trashName    = "trash"
 	snapshotName = "snapshots"
+	blocksName   = "blocks"
 
 	poolType   = "croft-pool"
 	poolFormat = 1
@@ -55,7 +56,7 @@ func Init(dir string) (id string, err error) {
 	if err := Suitable(abs); err != nil {
 		return "", err
 	}
-	for _, name := range []string{metaName, volumesName, orphansName, trashName, snapshotName} {
+	for _, name := range []string{metaName, volumesName, orphansName, trashName, snapshotName, blocksName} {
 		if err := os.Mkdir(filepath.Join(abs, name), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return "", err
 		}
@@ -79,7 +80,7 @@ func checkEmpty(dir string) error {
 		switch e.Name() {
 		case "lost+found", configName + ".new":
 			continue
-		case metaName, volumesName, orphansName, trashName, snapshotName:
+		case metaName, volumesName, orphansName, trashName, snapshotName, blocksName:
 			if below, err := os.ReadDir(filepath.Join(dir, e.Name())); err == nil && len(below) == 0 {
 				continue
 			}

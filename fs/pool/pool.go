@@ -79,26 +79,29 @@ type Pool struct {
 	step            func(name string)
 	requestStep     func(opcode uint32, step string)
 
-	lock                   *os.File
-	root                   *os.File
-	volumesDir, orphansDir *os.File
-	trash                  trash
-	rule                   quota.Rule
-	store                  *meta.Store
-	fs                     *fs.FS
-	names                  nameLocks
-	mount                  mount
-	keeper                 Keeper // nil when nobody keeps anything
-	state                  *state.Region
-	kept                   *kept           // nil when there was nothing to go on with
-	ctx                    context.Context // ends with Close
-	cancel                 context.CancelFunc
-	background             sync.WaitGroup
-	counting               chan struct{} // holds a token for each recount that may run at a time
-	checkpointing, closing sync.Mutex    // one at a time each
+	lock                    *os.File
+	root                    *os.File
+	volumesDir, orphansDir  *os.File
+	snapshotsDir, blocksDir *os.File
+	trash                   trash
+	rule                    quota.Rule
+	store                   *meta.Store
+	fs                      *fs.FS
+	names                   nameLocks
+	mount                   mount
+	keeper                  Keeper // nil when nobody keeps anything
+	state                   *state.Region
+	kept                    *kept           // nil when there was nothing to go on with
+	ctx                     context.Context // ends with Close
+	cancel                  context.CancelFunc
+	background              sync.WaitGroup
+	counting                chan struct{} // holds a token for each recount that may run at a time
+	checkpointing, closing  sync.Mutex    // one at a time each
 
 	mu      sync.Mutex         // guards what follows
 	volumes map[string]*volume // those that are recorded as ready
+	snaps   map[string]*snap   // likewise
+	copying map[*operation]struct{}
 	closed  bool
 }
 
@@ -110,7 +113,8 @@ type volume struct {
 	record meta.Volume
 	idle   idleState
 
-	missing bool // its directory is not there; never served
+	missing bool   // its directory is not there; never served
+	file    fileID // of a block volume; zero when it is none
 	// used tells that it was in use in this boot when the pool was last closed.
 	used  bool
 	count *count
@@ -146,6 +150,8 @@ func Open(o Options) (*Pool, error) {
 		requestStep: o.RequestStep,
 		counting:    make(chan struct{}, countsAtATime),
 		volumes:     make(map[string]*volume),
+		snaps:       make(map[string]*snap),
+		copying:     make(map[*operation]struct{}),
 	}
 	if o.Keeper != nil {
 		p.keeper = o.Keeper(id)
@@ -173,7 +179,12 @@ func (p *Pool) open() (err error) {
 		d, err = os.OpenFile(filepath.Join(p.dir, name), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 		return d
 	}
+	// A pool of an older version has no directory of block volumes.
+	if err := os.Mkdir(filepath.Join(p.dir, blocksName), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
 	p.root, p.volumesDir, p.orphansDir, p.trash.dir = open("."), open(volumesName), open(orphansName), open(trashName)
+	p.snapshotsDir, p.blocksDir = open(snapshotName), open(blocksName)
 	poolDir := open(".") // belongs to the FS
 	if err != nil {
 		return err
@@ -281,7 +292,7 @@ func (p *Pool) release() error {
 	if p.kept != nil {
 		p.kept.close()
 	}
-	for _, f := range []*os.File{p.trash.dir, p.orphansDir, p.volumesDir, p.root, p.lock} { // the lock last
+	for _, f := range []*os.File{p.trash.dir, p.orphansDir, p.volumesDir, p.snapshotsDir, p.blocksDir, p.root, p.lock} { // the lock last
 		if f != nil {
 			errs = append(errs, f.Close())
 		}
@@ -328,18 +339,24 @@ func (p *Pool) all() []*volume {
 	return all
 }
 
-func (p *Pool) describe(v *volume) Volume {
-	p.mu.Lock()
-	created := v.record.Created
-	p.mu.Unlock()
+func (p *Pool) describe(v *volume) Volume { return p.describeWith(v, p.findLoops(v)) }
+
+// describeWith is describe for who has looked for loop devices already.
+func (p *Pool) describeWith(v *volume, loops map[fileID]loop) Volume {
+	record := p.recordOf(v)
 	p.fs.Refresh(v.name)
 	d := Volume{
 		Name:    v.name,
 		State:   StateReady,
 		Limit:   v.ledger.Limit(),
 		Used:    v.ledger.Used(),
-		Created: created,
+		Created: record.Created,
 		Open:    p.fs.OpenFiles(v.name),
+		Kind:    kindOf(record.Block),
+		Wipe:    record.Wipe,
+		Labels:  record.Labels,
+		Source:  record.Source,
+		Device:  loops[v.file].device,
 	}
 	d.Gated, d.Gatings = p.fs.Gated(v.name)
 	switch {
@@ -367,9 +384,10 @@ func (p *Pool) Volume(_ context.Context, name string) (Volume, error) {
 // Volumes describes every volume, by name.
 func (p *Pool) Volumes(context.Context) ([]Volume, error) {
 	all := p.all()
+	loops := p.findLoops(all...)
 	list := make([]Volume, 0, len(all))
 	for _, v := range all {
-		list = append(list, p.describe(v))
+		list = append(list, p.describeWith(v, loops))
 	}
 	return list, nil
 }

@@ -24,7 +24,7 @@ func (p *Pool) recover() error {
 			err = p.load(r)
 		case meta.StateCreating, meta.StateDeleting:
 			p.log.Info("finishing what was cut short", zap.String("volume", r.Name), zap.String("state", string(r.State)))
-			err = p.remove(r.Name)
+			err = p.remove(r)
 		default:
 			err = fmt.Errorf("%w: state %q", meta.ErrCorrupt, r.State)
 		}
@@ -32,7 +32,7 @@ func (p *Pool) recover() error {
 			return fmt.Errorf("volume %s: %w", r.Name, err)
 		}
 	}
-	return nil
+	return p.recoverSnapshots()
 }
 
 // load serves a volume that is recorded as ready. One whose directory has gone
@@ -40,6 +40,9 @@ func (p *Pool) recover() error {
 func (p *Pool) load(r meta.Volume) error {
 	if err := CheckName(r.Name); err != nil {
 		return fmt.Errorf("%w: %w", meta.ErrCorrupt, err)
+	}
+	if r.Block {
+		return p.loadBlock(r)
 	}
 	checkpoint, err := p.store.Checkpoint(r.Name)
 	if errors.Is(err, meta.ErrNotFound) {
@@ -77,7 +80,7 @@ func (p *Pool) loadMissing(v *volume) error {
 	tree, err := openDirAt(p.volumesDir, v.name)
 	if err == nil {
 		tree.Close()
-		if err := makeDir(p.orphansDir, v.name, 0o700, 0, 0); err != nil {
+		if err := p.makeDir(p.orphansDir, v.name, dirOptions{mode: 0o700, wipe: v.record.Wipe}); err != nil {
 			return err
 		}
 		return p.serve(v)

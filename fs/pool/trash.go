@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -34,11 +35,25 @@ func (t *trash) init(log *zap.Logger) {
 	t.prefix = strconv.FormatInt(time.Now().UnixNano(), 36) + "-" + strconv.Itoa(os.Getpid()) + "-"
 }
 
-func (t *trash) newName() string { return t.prefix + strconv.FormatUint(t.next.Add(1), 36) }
+// wipePrefix begins the names of what is overwritten before it is freed.
+const wipePrefix = "wipe-"
 
-// take moves parent/name into the trash, durably; no error when it is not there.
-func (t *trash) take(parent *os.File, name string) error {
-	err := unix.Renameat2(int(parent.Fd()), name, int(t.dir.Fd()), t.newName(), unix.RENAME_NOREPLACE)
+// newName makes a name for what is moved into the trash.
+func (t *trash) newName(wipe bool) string {
+	name := t.prefix + strconv.FormatUint(t.next.Add(1), 36)
+	if wipe {
+		name = wipePrefix + name
+	}
+	return name
+}
+
+// wipes tells whether what has that name in the trash is overwritten first.
+func wipes(name string) bool { return strings.HasPrefix(name, wipePrefix) }
+
+// take moves parent/name into the trash, durably, to be overwritten before it is freed if wipe; no error
+// when it is not there.
+func (t *trash) take(parent *os.File, name string, wipe bool) error {
+	err := unix.Renameat2(int(parent.Fd()), name, int(t.dir.Fd()), t.newName(wipe), unix.RENAME_NOREPLACE)
 	if err != nil && err != unix.ENOENT {
 		return fmt.Errorf("move %s/%s into the trash: %w", parent.Name(), name, err)
 	}
@@ -133,6 +148,12 @@ func (t *trash) free(ctx context.Context, name string) error {
 // remove removes one entry of the trash. The directories in it are moved into
 // the trash first; below names them.
 func (t *trash) remove(ctx context.Context, name string) (below []string, err error) {
+	wipe := wipes(name)
+	if wipe {
+		if err := t.wipe(ctx, t.dir, name); err != nil {
+			return nil, err
+		}
+	}
 	if err := unix.Unlinkat(int(t.dir.Fd()), name, 0); err == nil || err == unix.ENOENT {
 		return nil, nil
 	} else if err != unix.EISDIR {
@@ -159,7 +180,7 @@ func (t *trash) remove(ctx context.Context, name string) (below []string, err er
 			if ctx.Err() != nil {
 				return below, ctx.Err()
 			}
-			moved, err := t.removeChild(dir, child)
+			moved, err := t.removeChild(ctx, dir, child, wipe)
 			if err != nil {
 				return below, fmt.Errorf("remove %s/%s: %w", dir.Name(), child, err)
 			}
@@ -176,7 +197,12 @@ func (t *trash) remove(ctx context.Context, name string) (below []string, err er
 }
 
 // removeChild unlinks an entry, or moves it into the trash when it is a directory.
-func (t *trash) removeChild(dir *os.File, child string) (moved string, err error) {
+func (t *trash) removeChild(ctx context.Context, dir *os.File, child string, wipe bool) (moved string, err error) {
+	if wipe {
+		if err := t.wipe(ctx, dir, child); err != nil {
+			return "", err
+		}
+	}
 	err = unix.Unlinkat(int(dir.Fd()), child, 0)
 	if err != unix.EISDIR {
 		return "", ignoreENOENT(err)
@@ -184,7 +210,7 @@ func (t *trash) removeChild(dir *os.File, child string) (moved string, err error
 	if err := unix.Unlinkat(int(dir.Fd()), child, unix.AT_REMOVEDIR); err != unix.ENOTEMPTY {
 		return "", ignoreENOENT(err)
 	}
-	moved = t.newName()
+	moved = t.newName(wipe)
 	return moved, unix.Renameat2(int(dir.Fd()), child, int(t.dir.Fd()), moved, unix.RENAME_NOREPLACE)
 }
 

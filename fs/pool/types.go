@@ -38,10 +38,21 @@ var (
 	ErrBelowUse = quota.ErrBelowUse
 	// ErrInvalid is returned for a name, size or number that cannot be.
 	ErrInvalid = errors.New("invalid argument")
-	// ErrNoRoom is returned when the disk is too full for the records of what was asked.
+	// ErrNoRoom is returned when the disk is too full for what was asked, or for its records.
 	ErrNoRoom = meta.ErrNoRoom
 	// ErrMissing is returned when a volume's directory is gone from the pool.
 	ErrMissing = errors.New("volume's directory is missing")
+	// ErrKind is returned for a block volume when a tree is needed, and the reverse.
+	ErrKind = errors.New("not that kind of volume")
+	// ErrExistsSame is an ErrExists: the volume that exists was made from the source that was named.
+	ErrExistsSame = fmt.Errorf("%w, made from the same source", ErrExists)
+
+	// ErrSnapshotNotFound is returned when there is no snapshot of that name.
+	ErrSnapshotNotFound = errors.New("no such snapshot")
+	// ErrSnapshotExists is returned when there is a snapshot of that name already.
+	ErrSnapshotExists = errors.New("snapshot exists already")
+	// ErrSnapshotExistsSame is an ErrSnapshotExists: the snapshot that exists is of the volume that was named.
+	ErrSnapshotExistsSame = fmt.Errorf("%w, of the same volume", ErrSnapshotExists)
 )
 
 const (
@@ -51,6 +62,8 @@ const (
 	MinBytes = 1 << 20
 	// MaxBytes is the largest byte limit.
 	MaxBytes = 1 << 62
+	// MaxLabels is how long the names and values of all labels of a volume or a snapshot may be, in bytes.
+	MaxLabels = 4 << 10
 	// BytesPerInode gives a volume's inode limit where none is named: mkfs.ext4's ratio.
 	BytesPerInode = 16 << 10
 )
@@ -74,6 +87,25 @@ func CheckName(name string) error {
 	}
 	return nil
 }
+
+// Kind is what a volume is.
+type Kind string
+
+// The kinds of volumes.
+const (
+	KindFilesystem Kind = "filesystem" // a tree, served by the mount
+	KindBlock      Kind = "block"      // one file of exactly the volume's size, to be attached as a block device
+)
+
+func kindOf(block bool) Kind {
+	if block {
+		return KindBlock
+	}
+	return KindFilesystem
+}
+
+// Source is what a volume was made from: a volume or a snapshot, by its name and when it was created.
+type Source = meta.Source
 
 // State is what a volume is doing.
 type State string
@@ -100,6 +132,15 @@ type Volume struct {
 	// files is held (fs.TierGate), Gatings how often that has begun since it is served.
 	Gated   bool   `json:"gated"`
 	Gatings uint64 `json:"gatings"`
+
+	Kind Kind `json:"kind"`
+	// Wipe tells that its data is overwritten before its space is freed, when it is deleted.
+	Wipe   bool              `json:"wipe,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
+	// Source is what it was made from; nil when it began empty.
+	Source *Source `json:"source,omitempty"`
+	// Device is the block device that a block volume is attached as; empty when it is not.
+	Device string `json:"device,omitempty"`
 }
 
 // GateStats is what the gate of a pool's mount does.
@@ -116,6 +157,13 @@ type CreateOptions struct {
 	// UID and GID own the root directory.
 	UID int `json:"uid,omitempty"`
 	GID int `json:"gid,omitempty"`
+	// Kind is the kind of volume; "" means KindFilesystem. A block volume takes all of its space at once, and has no
+	// Inodes, Mode, UID or GID.
+	Kind Kind `json:"kind,omitempty"`
+	// Wipe has its data overwritten before its space is freed, when it is deleted.
+	Wipe bool `json:"wipe,omitempty"`
+	// Labels are kept with the volume; at most MaxLabels bytes in all.
+	Labels map[string]string `json:"labels,omitempty"`
 }
 
 // ResizeOptions are new limits. A zero field stays as it is, but an inode limit

@@ -46,15 +46,27 @@ func (p *Pool) Create(_ context.Context, name string, o CreateOptions) (Volume, 
 	if err := CheckName(name); err != nil {
 		return Volume{}, err
 	}
-	limit, err := p.limitOf(o.Bytes, o.Inodes)
-	if err == nil && o.Mode&^os.ModePerm&^(os.ModeSetgid|os.ModeSticky) != 0 {
-		err = fmt.Errorf("%w: mode %v is not permission bits", ErrInvalid, o.Mode)
-	}
-	if err == nil && (o.UID < 0 || o.GID < 0 || o.UID >= math.MaxUint32 || o.GID >= math.MaxUint32) {
-		err = fmt.Errorf("%w: owner %d:%d", ErrInvalid, o.UID, o.GID)
+	block, err := o.check()
+	limit := quota.Usage{}
+	if err == nil {
+		limit, err = p.limitOf(o.Bytes, o.Inodes)
 	}
 	if err != nil {
 		return Volume{}, fmt.Errorf("volume %s: %w", name, err)
+	}
+	record := meta.Volume{
+		Name:        name,
+		Limit:       limit,
+		InodesFixed: o.Inodes != 0,
+		Created:     now(),
+		Block:       block,
+		Wipe:        o.Wipe,
+		Labels:      o.Labels,
+	}
+	fill := func(*meta.Volume) (quota.Usage, error) { return quota.Usage{}, p.makeTrees(record, o) }
+	if block {
+		record.Limit.Inodes = 1
+		fill = func(*meta.Volume) (quota.Usage, error) { return record.Limit, p.makeBlock(record) }
 	}
 	defer p.names.take(name)()
 	if _, err := p.find(name); err == nil {
@@ -62,40 +74,90 @@ func (p *Pool) Create(_ context.Context, name string, o CreateOptions) (Volume, 
 	} else if !errors.Is(err, ErrNotFound) {
 		return Volume{}, err
 	}
-	if room, err := p.store.Room(); err != nil {
-		return Volume{}, err
-	} else if room < minRoom {
-		return Volume{}, fmt.Errorf("volume %s: %w: %d bytes are free, %d are needed", name, ErrNoRoom, room, minRoom)
+	var need quota.Usage
+	if block {
+		need.Bytes = limit.Bytes
 	}
-	v, err := p.create(meta.Volume{
-		Name:        name,
-		Limit:       limit,
-		InodesFixed: o.Inodes != 0,
-		State:       meta.StateCreating,
-		Created:     time.Now().UTC(),
-	}, o)
+	if err := p.needRoom(need); err != nil {
+		return Volume{}, fmt.Errorf("volume %s: %w", name, err)
+	}
+	v, err := p.create(record, fill)
 	if err != nil {
 		return Volume{}, fmt.Errorf("volume %s: %w", name, err)
 	}
 	return p.describe(v), nil
 }
 
-// create performs the steps of the package's documentation, and takes them back on failure.
-func (p *Pool) create(record meta.Volume, o CreateOptions) (*volume, error) {
+// check reports what is wrong with the options, but the limits.
+func (o CreateOptions) check() (block bool, err error) {
+	switch o.Kind {
+	case "", KindFilesystem:
+	case KindBlock:
+		block = true
+	default:
+		return false, fmt.Errorf("%w: kind %q: %q and %q are known", ErrInvalid, o.Kind, KindFilesystem, KindBlock)
+	}
+	if o.Mode&^os.ModePerm&^(os.ModeSetgid|os.ModeSticky) != 0 {
+		return block, fmt.Errorf("%w: mode %v is not permission bits", ErrInvalid, o.Mode)
+	}
+	if o.UID < 0 || o.GID < 0 || o.UID >= math.MaxUint32 || o.GID >= math.MaxUint32 {
+		return block, fmt.Errorf("%w: owner %d:%d", ErrInvalid, o.UID, o.GID)
+	}
+	if block && (o.Inodes != 0 || o.Mode != 0 || o.UID != 0 || o.GID != 0) {
+		return block, fmt.Errorf("%w: a block volume has no inodes, mode or owner", ErrInvalid)
+	}
+	return block, checkLabels(o.Labels)
+}
+
+func checkLabels(labels map[string]string) error {
+	size := 0
+	for name, value := range labels {
+		size += len(name) + len(value)
+	}
+	if size > MaxLabels {
+		return fmt.Errorf("%w: labels of %d bytes, at most %d are possible", ErrInvalid, size, MaxLabels)
+	}
+	return nil
+}
+
+// spareInodes are what the pool itself may need on a filesystem that has a number of them.
+const spareInodes = 1000
+
+// needRoom returns ErrNoRoom unless the disk has so much, and what the records need.
+func (p *Pool) needRoom(need quota.Usage) error {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(p.root.Fd()), &st); err != nil {
+		return fmt.Errorf("statfs: %w", err)
+	}
+	if room := st.Bavail * uint64(st.Bsize); room < minRoom || room-minRoom < need.Bytes {
+		return fmt.Errorf("%w: %d bytes are free, %d are needed", ErrNoRoom, room, need.Bytes+minRoom)
+	}
+	// btrfs says 0 of 0.
+	if st.Files > 0 && st.Ffree < need.Inodes+spareInodes {
+		return fmt.Errorf("%w: %d inodes are free, %d are needed", ErrNoRoom, st.Ffree, need.Inodes+spareInodes)
+	}
+	return nil
+}
+
+// create performs the steps of the package's documentation, and takes them back on failure. fill makes what the volume
+// holds, says what that uses, and may add to the record. The name is locked and free.
+func (p *Pool) create(record meta.Volume, fill func(*meta.Volume) (quota.Usage, error)) (*volume, error) {
 	name := record.Name
 	if err := p.strays(name); err != nil {
 		return nil, err
 	}
+	record.State = meta.StateCreating
 	if err := p.store.CreateVolume(record); err != nil {
 		return nil, err
 	}
 	p.step("create: recorded")
-	undo := func(err error) error { return errors.Join(err, p.remove(name)) }
-	if err := p.makeTrees(name, o); err != nil {
+	undo := func(err error) error { return errors.Join(err, p.remove(record)) }
+	used, err := fill(&record)
+	if err != nil {
 		return nil, undo(err)
 	}
 	p.step("create: made")
-	if err := p.store.PutCheckpoint(name, meta.Checkpoint{BootID: p.bootID, Taken: record.Created}, false); err != nil {
+	if err := p.store.PutCheckpoint(name, meta.Checkpoint{Used: used, BootID: p.bootID, Taken: time.Now().UTC()}, false); err != nil {
 		return nil, undo(err)
 	}
 	record.State = meta.StateReady
@@ -103,7 +165,7 @@ func (p *Pool) create(record meta.Volume, o CreateOptions) (*volume, error) {
 		return nil, undo(err)
 	}
 	p.step("create: ready")
-	v := &volume{name: name, record: record, ledger: quota.NewLedger(record.Limit, quota.Usage{}), count: counted()}
+	v := &volume{name: name, record: record, ledger: quota.NewLedger(record.Limit, used), count: counted()}
 	if err := p.serve(v); err != nil {
 		return nil, undo(err)
 	}
@@ -114,77 +176,11 @@ func (p *Pool) create(record meta.Volume, o CreateOptions) (*volume, error) {
 	return v, nil
 }
 
-// strays refuses a name under which something without a record lies in the
-// pool: it is somebody's, and not to be served or deleted.
-func (p *Pool) strays(name string) error {
-	for _, dir := range []*os.File{p.volumesDir, p.orphansDir} {
-		var st unix.Stat_t
-		err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
-		if err == nil {
-			return fmt.Errorf("%w: %s/%s is there without a record; move it away", ErrExists, dir.Name(), name)
-		} else if err != unix.ENOENT {
-			return err
-		}
-	}
-	return nil
-}
-
-// makeTrees makes a volume's two directories, durably.
-func (p *Pool) makeTrees(name string, o CreateOptions) error {
-	mode := o.Mode
-	if mode == 0 {
-		mode = 0o755
-	}
-	if err := makeDir(p.orphansDir, name, 0o700, 0, 0); err != nil {
-		return err
-	}
-	p.step("create: half made")
-	return makeDir(p.volumesDir, name, unixMode(mode), o.UID, o.GID)
-}
-
-func unixMode(mode os.FileMode) uint32 {
-	bits := uint32(mode.Perm())
-	if mode&os.ModeSetgid != 0 {
-		bits |= unix.S_ISGID
-	}
-	if mode&os.ModeSticky != 0 {
-		bits |= unix.S_ISVTX
-	}
-	return bits
-}
-
-func makeDir(parent *os.File, name string, mode uint32, uid, gid int) error {
-	if err := unix.Mkdirat(int(parent.Fd()), name, 0o700); err != nil {
-		return fmt.Errorf("make %s/%s: %w", parent.Name(), name, err)
-	}
-	d, err := openDirAt(parent, name)
-	if err != nil {
-		return err
-	}
-	fd := int(d.Fd())
-	err = unix.Fchown(fd, uid, gid)
-	if err == nil {
-		err = unix.Fchmod(fd, mode)
-	}
-	return errors.Join(err, d.Sync(), d.Close(), parent.Sync())
-}
-
-// openDirAt opens the directory name, which no symlink may stand for.
-func openDirAt(parent *os.File, name string) (*os.File, error) {
-	for {
-		fd, err := unix.Openat(int(parent.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return nil, &os.PathError{Op: "open", Path: parent.Name() + "/" + name, Err: err}
-		}
-		return os.NewFile(uintptr(fd), parent.Name()+"/"+name), nil
-	}
-}
-
-// serve has the filesystem serve a volume.
+// serve has the filesystem serve a volume; a block volume needs none.
 func (p *Pool) serve(v *volume) error {
+	if v.record.Block {
+		return p.openBlock(v)
+	}
 	root, err := openDirAt(p.volumesDir, v.name)
 	if err != nil {
 		return err
@@ -224,7 +220,13 @@ func (p *Pool) Delete(_ context.Context, name string, o DeleteOptions) error {
 }
 
 func (p *Pool) delete(v *volume, force bool) error {
-	if !v.missing {
+	switch {
+	case v.missing:
+	case v.record.Block:
+		if err := p.checkDetached(v, force); err != nil {
+			return err
+		}
+	default:
 		if !force {
 			if err := p.checkBinds(v.name); err != nil {
 				return err
@@ -250,7 +252,7 @@ func (p *Pool) delete(v *volume, force bool) error {
 	p.mu.Lock()
 	delete(p.volumes, v.name)
 	p.mu.Unlock()
-	return p.remove(v.name)
+	return p.remove(v.record)
 }
 
 // checkBinds refuses a volume that is bind-mounted somewhere.
@@ -269,13 +271,18 @@ func (p *Pool) checkBinds(name string) error {
 
 // remove moves a volume's trees into the trash and removes its record. It may
 // be repeated after a crash at any step.
-func (p *Pool) remove(name string) error {
-	err := p.trash.take(p.volumesDir, name)
-	p.step("remove: tree moved")
-	err = errors.Join(err, p.trash.take(p.orphansDir, name))
+func (p *Pool) remove(r meta.Volume) error {
+	var err error
+	if r.Block {
+		err = p.trash.take(p.blocksDir, r.Name, r.Wipe)
+	} else {
+		err = p.trash.take(p.volumesDir, r.Name, r.Wipe)
+		p.step("remove: tree moved")
+		err = errors.Join(err, p.trash.take(p.orphansDir, r.Name, r.Wipe))
+	}
 	p.step("remove: moved")
 	if err == nil {
-		err = p.store.DeleteVolume(name)
+		err = p.store.DeleteVolume(r.Name)
 	}
 	p.step("remove: forgotten")
 	p.trash.wake()
@@ -296,7 +303,11 @@ func (p *Pool) Resize(ctx context.Context, name string, o ResizeOptions) (Volume
 	if err != nil {
 		return Volume{}, err
 	}
-	if err := p.resize(v, o); err != nil {
+	resize := p.resize
+	if v.record.Block {
+		resize = p.resizeBlock
+	}
+	if err := resize(v, o); err != nil {
 		return Volume{}, fmt.Errorf("volume %s: %w", name, err)
 	}
 	return p.describe(v), nil

@@ -49,6 +49,7 @@ type Options struct {
 	geteuid func() int
 	open    func(pool.Options) (localPool, error)
 	notify  func(state string) // tells systemd
+	watched func() bool        // whether somebody looks at Stderr: it is a terminal
 }
 
 // EnsureDefaults puts the default where a field is zero.
@@ -80,12 +81,26 @@ func (o *Options) EnsureDefaults() {
 			return p, nil
 		}
 	}
+	if o.watched == nil {
+		stderr := o.Stderr
+		o.watched = func() bool { return isTerminal(stderr) }
+	}
 	if o.notify == nil {
 		o.notify = func(state string) {
 			// Without systemd there is nobody to tell, and nothing to do about it.
 			_, _ = daemon.SdNotify(false, state)
 		}
 	}
+}
+
+// isTerminal tells whether w is a terminal.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
 }
 
 // App is the croft command.
@@ -118,7 +133,7 @@ func (a *App) root() *cobra.Command {
 	root.SetErr(a.Stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%w", err) })
 	group(root)
-	root.AddCommand(a.poolCommand(), a.volumeCommand(), a.mountCommand(),
+	root.AddCommand(a.poolCommand(), a.volumeCommand(), a.snapshotCommand(), a.mountCommand(),
 		a.keeperCommand(), a.probeCommand(), a.checkCommand(), a.requestsCommand(), a.metricsCommand(), a.doctorCommand(), a.versionCommand())
 	addCompletion(root)
 	return root
@@ -150,14 +165,19 @@ func asUsage(check cobra.PositionalArgs) cobra.PositionalArgs {
 }
 
 // oneName wants exactly one argument that can be a volume's name.
-func oneName(_ *cobra.Command, args []string) error {
-	switch len(args) {
-	case 0:
-		return usage("name the volume")
-	case 1:
-		return names(args)
+func oneName(_ *cobra.Command, args []string) error { return wantNames(args, "volume") }
+
+// wantNames wants as many names as there are words that say what they are names of.
+func wantNames(args []string, what ...string) error {
+	switch {
+	case len(args) < len(what):
+		return usage("name the %s", what[len(args)])
+	case len(args) > len(what) && len(what) == 1:
+		return usage("one %s at a time: %q is too many", what[0], args[1])
+	case len(args) > len(what):
+		return usage("%q is too many", args[len(what)])
 	}
-	return usage("one volume at a time: %q is too many", args[1])
+	return names(args)
 }
 
 // names checks names of volumes.

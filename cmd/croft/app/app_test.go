@@ -21,6 +21,7 @@ import (
 
 // fakePool is a pool without a disk.
 type fakePool struct {
+	control.Copies
 	info pool.Info
 
 	mu      sync.Mutex
@@ -306,7 +307,7 @@ func TestVolumeCommands(t *testing.T) {
 
 			calls := strings.Join(f.calls, "\n")
 			for _, call := range []string{
-				"create new {Bytes:1610612736 Inodes:9 Mode:grwxrwx--- UID:1 GID:2}",
+				"create new {Bytes:1610612736 Inodes:9 Mode:grwxrwx--- UID:1 GID:2 Kind: Wipe:false Labels:map[]}",
 				"resize a {Bytes:21474836480 Inodes:5}",
 				"delete a {Force:true}",
 				"check {Volumes:[a] Repair:true}",

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+
+	"github.com/croftfs/croft/fs/pool/control"
 )
 
 // addCompletion adds `croft completion` for the shells of Linux.
@@ -69,30 +71,36 @@ func (a *App) completeVolumes(one bool) cobra.CompletionFunc {
 	}
 }
 
-// volumeNames asks the daemon. Without one it looks into the pool's directory: a key
+// completionDaemon returns the daemon of the pool that --pool or its absence names; nil when there is none.
+func (a *App) completionDaemon(cmd *cobra.Command) *control.Client {
+	p, _ := a.findDaemon(cmd.Context(), cmd.Flag("pool").Value.String())
+	return p
+}
+
+// volumeNames asks the daemon. Without one it looks into the pool's directories: a key
 // press must neither take the pool's lock nor start a recovery.
 func (a *App) volumeNames(cmd *cobra.Command) []string {
-	ctx := cmd.Context()
-	dir := cmd.Flag("pool").Value.String()
-	if dir == "" {
-		dir = a.Getenv(PoolEnv)
-	}
-	p, _ := a.findDaemon(ctx, dir)
 	var names []string
-	if p != nil {
+	if p := a.completionDaemon(cmd); p != nil {
 		defer p.Close()
-		list, _ := p.Volumes(ctx)
+		list, _ := p.Volumes(cmd.Context())
 		for _, v := range list {
 			names = append(names, v.Name)
 		}
 		return names
 	}
+	dir := cmd.Flag("pool").Value.String()
+	if dir == "" {
+		dir = a.Getenv(PoolEnv)
+	}
 	if dir == "" {
 		return nil
 	}
-	entries, _ := os.ReadDir(filepath.Join(dir, "volumes"))
-	for _, e := range entries {
-		names = append(names, e.Name())
+	for _, below := range []string{"volumes", "blocks"} {
+		entries, _ := os.ReadDir(filepath.Join(dir, below))
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
 	}
 	return names
 }

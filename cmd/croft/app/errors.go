@@ -61,6 +61,7 @@ func hint(err error) string {
 		hint string
 	}{
 		{pool.ErrNotFound, " (`croft volume list` shows those that exist)"},
+		{pool.ErrSnapshotNotFound, " (`croft snapshot list` shows those that exist)"},
 		{pool.ErrExists, " (`croft volume resize` changes its limits)"},
 		{pool.ErrMissing, " (`croft check` tells more; `croft volume delete` forgets it)"},
 		{pool.ErrNoRoom, " (free space on it first)"},

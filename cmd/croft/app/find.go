@@ -31,6 +31,7 @@ type volumes interface {
 	Volume(ctx context.Context, name string) (pool.Volume, error)
 	Volumes(ctx context.Context) ([]pool.Volume, error)
 	Check(ctx context.Context, o pool.CheckOptions) (pool.CheckResult, error)
+	control.Copies
 	Close() error
 }
 

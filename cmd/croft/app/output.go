@@ -88,11 +88,18 @@ func writeVolumes(w io.Writer, format string, volumes []pool.Volume) error {
 	}
 	rows := [][]string{{"NAME", "SIZE", "USED", "USE%", "INODES", "IUSED", "STATE"}}
 	for _, v := range volumes {
+		inodes, used, state := fmt.Sprint(v.Limit.Inodes), fmt.Sprint(v.Used.Inodes), string(v.State)
+		if v.Kind == pool.KindBlock {
+			inodes, used = "-", "-"
+			state += ", block"
+			if v.Device != "" {
+				state += " " + v.Device
+			}
+		}
 		rows = append(rows, []string{
 			v.Name,
 			human(v.Limit.Bytes), human(v.Used.Bytes), percent(v.Used.Bytes, v.Limit.Bytes),
-			fmt.Sprint(v.Limit.Inodes), fmt.Sprint(v.Used.Inodes),
-			string(v.State),
+			inodes, used, state,
 		})
 	}
 	return writeTable(w, rows)

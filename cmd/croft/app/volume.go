@@ -5,12 +5,12 @@ import "github.com/spf13/cobra"
 func (a *App) volumeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "volume",
-		Short: "Create, list, resize and delete volumes",
-		Long: "Create, list, resize and delete volumes, whether their pool is mounted or not.\n\n" +
+		Short: "Create, clone, list, resize, attach and delete volumes",
+		Long: "Create, clone, list, resize, attach and delete volumes, whether their pool is mounted or not.\n\n" +
 			"Sizes are written as Kubernetes writes them: 64Mi, 10Gi, 1T.",
 		Aliases: []string{"vol"},
 	}
 	group(cmd)
-	cmd.AddCommand(a.volumeCreateCommand(), a.volumeListCommand(), a.volumeShowCommand(), a.volumeResizeCommand(), a.volumeDeleteCommand())
+	cmd.AddCommand(a.volumeCreateCommand(), a.volumeCloneCommand(), a.volumeAttachCommand(), a.volumeDetachCommand(), a.volumeListCommand(), a.volumeShowCommand(), a.volumeResizeCommand(), a.volumeDeleteCommand())
 	return cmd
 }

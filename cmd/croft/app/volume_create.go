@@ -17,11 +17,13 @@ func (a *App) volumeCreateCommand() *cobra.Command {
 	var size sizeValue
 	var inodes inodesValue
 	mode, owner := modeValue(0o755), ownerValue{}
+	var block, wipe bool
 	cmd := &cobra.Command{
 		Use:   "create --size SIZE NAME",
 		Short: "Create a volume",
 		Example: "  croft volume create --pool /srv/croft --size 10Gi web-0\n" +
-			"  croft volume create --size 1.5Gi --inodes 50000 --owner 1000:1000 --mode 0750 home",
+			"  croft volume create --size 1.5Gi --inodes 50000 --owner 1000:1000 --mode 0750 home\n" +
+			"  croft volume create --size 20Gi --block vm-disk",
 		Args:              oneName,
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
@@ -30,6 +32,8 @@ func (a *App) volumeCreateCommand() *cobra.Command {
 	cmd.Flags().Var(&inodes, "inodes", "limit in inodes (default one for each 16Ki of the size, following it)")
 	cmd.Flags().Var(&mode, "mode", "permission bits of the volume's root directory, octal")
 	cmd.Flags().Var(&owner, "owner", "owner of the volume's root directory, UID:GID in numbers")
+	cmd.Flags().BoolVar(&block, "block", false, "a raw block volume, which takes all of its space at once; `croft volume attach` gives it a device")
+	wipeFlag(cmd, &wipe)
 	for _, flag := range []string{"size", "inodes", "mode", "owner"} {
 		complete(cmd, flag, cobra.NoFileCompletions)
 	}
@@ -37,18 +41,28 @@ func (a *App) volumeCreateCommand() *cobra.Command {
 		if size == 0 {
 			return usage("volume %s: --size is missing: give it a limit, such as --size 10Gi", args[0])
 		}
+		o := pool.CreateOptions{Bytes: uint64(size), Wipe: wipe}
+		if block {
+			o.Kind = pool.KindBlock
+			for _, flag := range []string{"inodes", "mode", "owner"} {
+				if cmd.Flags().Changed(flag) {
+					return usage("volume %s: a block volume has no --%s", args[0], flag)
+				}
+			}
+		} else {
+			o.Inodes, o.Mode, o.UID, o.GID = uint64(inodes), os.FileMode(mode), owner.uid, owner.gid
+		}
 		return a.withPool(cmd.Context(), *dir, func(ctx context.Context, p *access) error {
-			_, err := p.Create(ctx, args[0], pool.CreateOptions{
-				Bytes:  uint64(size),
-				Inodes: uint64(inodes),
-				Mode:   os.FileMode(mode),
-				UID:    owner.uid,
-				GID:    owner.gid,
-			})
+			_, err := p.Create(ctx, args[0], o)
 			return err
 		})
 	}
 	return cmd
+}
+
+// wipeFlag adds --wipe.
+func wipeFlag(cmd *cobra.Command, wipe *bool) {
+	cmd.Flags().BoolVar(wipe, "wipe", false, "overwrite its data before its space is freed, when it is deleted")
 }
 
 // modeValue is a flag with permission bits, set-gid and sticky; octal.

@@ -25,19 +25,27 @@ func (a *App) volumeDeleteCommand() *cobra.Command {
 	force := cmd.Flags().Bool("force", false, "even if its files are open: they answer ESTALE from then on")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return a.withPool(cmd.Context(), *dir, func(ctx context.Context, p *access) error {
-			if err := p.Delete(ctx, args[0], pool.DeleteOptions{Force: *force}); err != nil || p.local == nil {
+			if err := p.Delete(ctx, args[0], pool.DeleteOptions{Force: *force}); err != nil {
 				return err
 			}
-			// Closing the pool would stop the freeing.
-			err := p.local.WaitTrash(ctx)
-			switch {
-			case errors.Is(err, context.Canceled):
-				a.notice("volume %s is deleted; the rest of its space is freed when the pool is used next", args[0])
-			case err != nil:
-				return fmt.Errorf("volume %s is deleted, but freeing its space: %w", args[0], err)
-			}
-			return nil
+			return a.waitFreed(ctx, p, "volume", args[0])
 		})
 	}
 	return cmd
+}
+
+// waitFreed waits until what was deleted is freed, when this process is the one who does it.
+func (a *App) waitFreed(ctx context.Context, p *access, kind, name string) error {
+	if p.local == nil {
+		return nil
+	}
+	// Closing the pool would stop the freeing.
+	err := p.local.WaitTrash(ctx)
+	switch {
+	case errors.Is(err, context.Canceled):
+		a.notice("%s %s is deleted; the rest of its space is freed when the pool is used next", kind, name)
+	case err != nil:
+		return fmt.Errorf("%s %s is deleted, but freeing its space: %w", kind, name, err)
+	}
+	return nil
 }

@@ -97,13 +97,23 @@ func (c *Client) Check(ctx context.Context, o pool.CheckOptions) (pool.CheckResu
 }
 
 func (c *Client) callVolume(ctx context.Context, method, name string, in, out any) error {
+	path, err := volumePath(name)
+	if err != nil {
+		return err
+	}
+	return c.call(ctx, method, path, in, out)
+}
+
+func volumePath(name string) (string, error) { return namePath("/v1/volumes/", name) }
+
+// namePath returns the path of what has that name.
+func namePath(prefix, name string) (string, error) {
 	// http.ServeMux takes no segment that is empty or a slash, net/http no line of any length.
 	if name == "" || name == "/" || len(name) > pool.MaxName {
-		return pool.CheckName(name)
+		return "", pool.CheckName(name)
 	}
 	// PathEscape leaves dots alone, and "." and ".." would be cleaned away.
-	escaped := strings.ReplaceAll(url.PathEscape(name), ".", "%2E")
-	return c.call(ctx, method, "/v1/volumes/"+escaped, in, out)
+	return prefix + strings.ReplaceAll(url.PathEscape(name), ".", "%2E"), nil
 }
 
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {

@@ -27,7 +27,12 @@ var codes = []struct {
 	status int
 }{
 	{"not_found", pool.ErrNotFound, http.StatusNotFound},
+	{"exists_same", pool.ErrExistsSame, http.StatusConflict}, // before what it wraps
 	{"exists", pool.ErrExists, http.StatusConflict},
+	{"snapshot_not_found", pool.ErrSnapshotNotFound, http.StatusNotFound},
+	{"snapshot_exists_same", pool.ErrSnapshotExistsSame, http.StatusConflict},
+	{"snapshot_exists", pool.ErrSnapshotExists, http.StatusConflict},
+	{"kind", pool.ErrKind, http.StatusConflict},
 	{"busy", pool.ErrBusy, http.StatusConflict},
 	{"below_use", pool.ErrBelowUse, http.StatusConflict},
 	{"invalid", pool.ErrInvalid, http.StatusBadRequest},

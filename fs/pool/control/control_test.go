@@ -23,6 +23,7 @@ const testID = "0123456789abcdef"
 
 // fakePool answers every call with err, and notes what it was asked.
 type fakePool struct {
+	Copies
 	mu    sync.Mutex
 	err   error
 	name  string
@@ -117,17 +118,17 @@ func TestRoundTrip(t *testing.T) {
 		t.Errorf("Volumes: %+v, %v", vs, err)
 	}
 	v, err := c.Volume(ctx, "web-0")
-	if err != nil || v != volume || f.name != "web-0" {
+	if err != nil || !reflect.DeepEqual(v, volume) || f.name != "web-0" {
 		t.Errorf("Volume: %+v, %v, asked %q", v, err, f.name)
 	}
 	create := pool.CreateOptions{Bytes: 1 << 62, Inodes: 5, Mode: 0o750, UID: 1, GID: 2}
 	v, err = c.Create(ctx, "a", create)
-	if err != nil || v != volume || f.asked != create {
+	if err != nil || !reflect.DeepEqual(v, volume) || !reflect.DeepEqual(f.asked, create) {
 		t.Errorf("Create: %+v, %v, asked %+v", v, err, f.asked)
 	}
 	resize := pool.ResizeOptions{Bytes: 5, Inodes: 6}
 	v, err = c.Resize(ctx, "a", resize)
-	if err != nil || v != volume || f.asked != resize {
+	if err != nil || !reflect.DeepEqual(v, volume) || f.asked != resize {
 		t.Errorf("Resize: %+v, %v, asked %+v", v, err, f.asked)
 	}
 	if err := c.Delete(ctx, "a", pool.DeleteOptions{Force: true}); err != nil || f.asked != (pool.DeleteOptions{Force: true}) {
@@ -159,7 +160,7 @@ func TestErrors(t *testing.T) {
 				t.Errorf("%s, %s: got %v, want %v", name, code.code, err, f.err)
 			}
 			for _, other := range codes {
-				if other.err != code.err && errors.Is(err, other.err) {
+				if !errors.Is(code.err, other.err) && errors.Is(err, other.err) {
 					t.Errorf("%s: is also %v", code.code, other.err)
 				}
 			}

@@ -34,6 +34,7 @@ type Pool interface {
 	Volume(ctx context.Context, name string) (pool.Volume, error)
 	Volumes(ctx context.Context) ([]pool.Volume, error)
 	Check(ctx context.Context, o pool.CheckOptions) (pool.CheckResult, error)
+	Copies
 }
 
 // Options configure a Server.
@@ -168,6 +169,7 @@ func (s *Server) handler() http.Handler {
 	route("POST /v1/check", withBody(func(r *http.Request, o pool.CheckOptions) (any, error) {
 		return s.pool.Check(r.Context(), o)
 	}))
+	s.routeCopies(route)
 	mux.Handle("GET "+metricsPath, s.metrics())
 	route("/", func(r *http.Request) (any, error) {
 		return nil, fmt.Errorf("%w: %s %s is unknown to this daemon", ErrRequest, r.Method, r.URL.EscapedPath())
