@@ -17,10 +17,9 @@ import (
 )
 
 const (
-	// stagePrefix begins the names in snapshots/ of what is copied ahead; no snapshot's does. What
-	// is there of it at start is of no use to anybody.
-	stagePrefix     = ".stage-"
-	stageWipePrefix = ".stage-wipe-"
+	// stagePrefix begins the names in snapshots/ of what is copied ahead; no snapshot's does. A name of the trash's
+	// follows. What is there of it at start is of no use to anybody.
+	stagePrefix = ".stage-"
 	// stageFrom is the size of the smallest file that is copied ahead on ext4, in bytes: where to copy it takes
 	// longer than to move it.
 	stageFrom = 64 << 10
@@ -95,10 +94,7 @@ func (p *Pool) stage(ctx context.Context, v *volume, to place, o *copytree.Optio
 	case "ext4":
 		o.StageFrom = stageFrom
 	}
-	name := stagePrefix + to.name
-	if to.wipe {
-		name = stageWipePrefix + to.name
-	}
+	name := stagePrefix + p.trash.newName(to.wipe)
 	if err := p.makeDir(p.snapshotsDir, name, dirOptions{mode: 0o700, wipe: to.wipe}); err != nil {
 		return nil, err
 	}

@@ -19,7 +19,7 @@ import (
 // TestMetricsLint wants names and types as Prometheus has them.
 func TestMetricsLint(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(collector{&fakePool{}})
+	registry.MustRegister(collector{newFake()})
 	problems, err := testutil.GatherAndLint(registry)
 	if err != nil || len(problems) > 0 {
 		t.Errorf("%v, %v", problems, err)
@@ -27,7 +27,7 @@ func TestMetricsLint(t *testing.T) {
 }
 
 func TestMetrics(t *testing.T) {
-	c, s := start(t, &fakePool{}, Options{})
+	c, s := start(t, newFake(), Options{})
 	text, err := c.Metrics(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -36,6 +36,8 @@ func TestMetrics(t *testing.T) {
 		`croft_requests_total{opcode="INIT",pool="/srv/croft"} 1`,
 		`croft_held_calls{pool="/srv/croft"} 3`,
 		`croft_held_calls_total{pool="/srv/croft"} 4`,
+		`croft_pool_committed_bytes{pool="/srv/croft"} 3`,
+		`croft_snapshot_used_bytes{pool="/srv/croft",snapshot="s"} 9.223372036854776e+18`,
 		`croft_volume_limit_inodes{pool="/srv/croft",volume="web-0"} 1000`,
 		`croft_volume_used_bytes{pool="/srv/croft",volume="web-0"} 9.223372036854776e+18`,
 		"# TYPE process_resident_memory_bytes gauge",
