@@ -179,8 +179,8 @@ func (p *Pool) checkSnapshots() (findings []string, err error) {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		of := strings.TrimPrefix(strings.TrimPrefix(name, stageWipePrefix), stagePrefix)
-		if p.making(OperationSnapshot, of) || of != name && p.making(OperationClone, of) {
+		// What is copied ahead goes with its operation, or at the next start.
+		if strings.HasPrefix(name, stagePrefix) || p.making(OperationSnapshot, name) {
 			continue
 		}
 		unlock := p.names.take(snapName(name))

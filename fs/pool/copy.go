@@ -17,14 +17,14 @@ import (
 )
 
 const (
-	// stagePrefix begins the names in snapshots/ of what is copied ahead; no snapshot's does. What
-	// is there of it at start is of no use to anybody.
-	stagePrefix     = ".stage-"
-	stageWipePrefix = ".stage-wipe-"
-	// stageFrom is the size of the smallest file that is copied ahead on ext4, in bytes: where to copy it takes
-	// longer than to move it.
-	stageFrom = 64 << 10
+	// stagePrefix begins the names in snapshots/ of what is copied ahead; no snapshot's does. A name of the trash's
+	// follows. What is there of it at start is of no use to anybody.
+	stagePrefix = ".stage-"
 )
+
+// stageFrom is the size in bytes of the smallest file that is copied ahead: where to copy it takes longer than to move
+// it. A reflink is several transactions on xfs, and no more than a move on btrfs unless the file has many extents.
+var stageFrom = map[string]int64{"ext4": 64 << 10, "xfs": 1, "btrfs": 1 << 20}
 
 // place is where a copy is made.
 type place struct {
@@ -89,16 +89,8 @@ func (p *Pool) copyLive(ctx context.Context, v *volume, to place, op *operation)
 
 // stage copies what it can of a volume ahead, and has o use it. Call done when the copy was made.
 func (p *Pool) stage(ctx context.Context, v *volume, to place, o *copytree.Options) (done func(), err error) {
-	switch p.fstype {
-	case "btrfs":
-		return func() {}, nil // a reflink takes no longer there than a rename
-	case "ext4":
-		o.StageFrom = stageFrom
-	}
-	name := stagePrefix + to.name
-	if to.wipe {
-		name = stageWipePrefix + to.name
-	}
+	o.StageFrom = stageFrom[p.fstype]
+	name := stagePrefix + p.trash.newName(to.wipe)
 	if err := p.makeDir(p.snapshotsDir, name, dirOptions{mode: 0o700, wipe: to.wipe}); err != nil {
 		return nil, err
 	}

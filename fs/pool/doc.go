@@ -36,7 +36,7 @@
 //
 //  1. record "creating", durable     next Open takes back all that is there of it
 //  2. files copied ahead into        likewise; next Open removes that
-//     snapshots/.stage-<name>
+//     snapshots/.stage-…
 //  3. the volume's changes held;     likewise
 //     tree copied; changes go on
 //  4. synced, and counted by a scan  likewise

@@ -311,8 +311,8 @@ func (p *Pool) sweepStages() error {
 		return err
 	}
 	for _, name := range names {
-		if strings.HasPrefix(name, stagePrefix) {
-			err = errors.Join(err, p.trash.take(p.snapshotsDir, name, strings.HasPrefix(name, stageWipePrefix)))
+		if staged, ok := strings.CutPrefix(name, stagePrefix); ok {
+			err = errors.Join(err, p.trash.take(p.snapshotsDir, name, wipes(staged)))
 		}
 	}
 	return err

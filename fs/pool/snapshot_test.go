@@ -201,3 +201,33 @@ func TestSnapshotInUse(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 }
+
+// TestSourceDeleted deletes a volume while it is being copied.
+func TestSourceDeleted(t *testing.T) {
+	ctx := t.Context()
+	dir, p := poolOf(t, "a")
+	fill(t, p, "a", 1<<20)
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	p, err = Open(Options{Dir: dir, step: func(step string) {
+		if step == "copy: staged" {
+			if err := p.Delete(ctx, "a", DeleteOptions{}); err != nil {
+				t.Error(err)
+			}
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	_, err = p.CreateSnapshot(ctx, "s", SnapshotOptions{Volume: "a"})
+	wantErr(t, "the snapshot", err, []error{ErrNotFound})
+	if list, err := p.Snapshots(ctx); err != nil || len(list) > 0 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if r, err := p.Check(ctx, CheckOptions{}); err != nil || !r.Clean() || len(r.Volumes) > 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}

@@ -53,6 +53,20 @@ func TestTree(t *testing.T) {
 		compare(t, got, want)
 		snapshot(t, p, "delete", "s")
 		p.Check()
+
+		// On a pool that is not mounted.
+		p.Stop()
+		snapshot(t, p, "create", "c", "s")
+		p.MustVolume("delete", "c")
+		snapshot(t, p, "restore", "s", "c")
+		p.MustVolume("clone", "c", "d")
+		if got := p.Used("d"); got != used || snapshots(t, p)["s"].Used != used {
+			t.Errorf("d uses %v, the volume used %v", got, used)
+		}
+		kit.Must(t, "sync", "-f", p.Backing)
+		want = describe(t, p.Tree("c"))
+		compare(t, describe(t, p.Tree("d")), want)
+		snapshot(t, p, "delete", "s")
 	})
 }
 

@@ -34,6 +34,7 @@ type fakePool struct {
 func newFakePool(dir string, names ...string) *fakePool {
 	id, _ := pool.ReadID(dir)
 	f := &fakePool{info: pool.Info{ID: id, Dir: dir, PID: os.Getpid()}, volumes: make(map[string]pool.Volume)}
+	f.Copies = &fakeCopies{fakePool: f}
 	for _, name := range names {
 		f.volumes[name] = pool.Volume{
 			Name:  name,

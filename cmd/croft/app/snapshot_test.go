@@ -72,9 +72,8 @@ func (f *fakeCopies) Operations(context.Context) ([]pool.Operation, error) {
 func TestSnapshotCommands(t *testing.T) {
 	for _, mounted := range []bool{false, true} {
 		t.Run(fmt.Sprintf("mounted=%t", mounted), func(t *testing.T) {
-			h, f, dir := newHost(t), (*fakePool)(nil), poolDir(t, idA)
-			f = newFakePool(dir, "a")
-			f.Copies = &fakeCopies{fakePool: f}
+			h, dir := newHost(t), poolDir(t, idA)
+			f := newFakePool(dir, "a")
 			if mounted {
 				h.serves(f)
 			} else {

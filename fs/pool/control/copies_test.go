@@ -13,6 +13,12 @@ import (
 // fakeCopies notes what it was asked, as fakePool does.
 type fakeCopies struct{ *fakePool }
 
+func newFake() *fakePool {
+	f := &fakePool{}
+	f.Copies = fakeCopies{f}
+	return f
+}
+
 var (
 	aSnapshot = pool.Snapshot{Name: "s", Volume: "web-0", Kind: pool.KindFilesystem, Used: quota.Usage{Bytes: 1<<63 + 1, Inodes: 7},
 		Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Held: 123, Wipe: true, Labels: map[string]string{"k": "v"}}
@@ -50,8 +56,7 @@ func (f fakeCopies) Operations(context.Context) ([]pool.Operation, error) {
 // TestCopies sends each call of Copies over a socket.
 func TestCopies(t *testing.T) {
 	ctx := t.Context()
-	fake := &fakePool{}
-	fake.Copies = fakeCopies{fake}
+	fake := newFake()
 	c, _ := start(t, fake, Options{})
 	create := pool.SnapshotOptions{Volume: "web-0", Labels: map[string]string{"a": "b"}}
 	clone := pool.CloneOptions{Snapshot: "s", Bytes: 1 << 62, Inodes: 3, Wipe: true, Labels: map[string]string{"a": "b"}}

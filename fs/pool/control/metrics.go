@@ -29,6 +29,10 @@ var (
 	usedDesc       = describe("volume_used_bytes", "What is in use of the volume's limit.", "volume")
 	limitInodeDesc = describe("volume_limit_inodes", "The volume's limit.", "volume")
 	usedInodeDesc  = describe("volume_used_inodes", "What is in use of the volume's limit.", "volume")
+	totalDesc      = describe("pool_total_bytes", "The size of the pool's backing filesystem.")
+	freeDesc       = describe("pool_free_bytes", "What is free on the pool's backing filesystem.")
+	committedDesc  = describe("pool_committed_bytes", "The sum of the limits of all volumes and of what all snapshots use.")
+	snapshotDesc   = describe("snapshot_used_bytes", "What the snapshot is charged.", "snapshot")
 	openDesc       = describe("volume_open_files", "Open files and directories of the volume.", "volume")
 	takeOversDesc  = describe("take_overs_total", "How often a daemon has taken the mount over from the one before it.")
 	takeOverDesc   = describe("take_over_seconds", "How long the last of these took, until it served.")
@@ -47,6 +51,7 @@ func (c collector) Describe(ch chan<- *prometheus.Desc) {
 		tierDesc, requestsDesc, heldDesc, heldTotalDesc, gatedDesc, gatingsDesc,
 		limitDesc, usedDesc, limitInodeDesc, usedInodeDesc, openDesc,
 		takeOversDesc, takeOverDesc, keeperDesc,
+		totalDesc, freeDesc, committedDesc, snapshotDesc,
 	} {
 		ch <- d
 	}
@@ -72,6 +77,20 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gate := c.pool.Gate()
 	send(heldDesc, prometheus.GaugeValue, float64(gate.Held))
 	send(heldTotalDesc, prometheus.CounterValue, float64(gate.HeldTotal))
+	if capacity, err := c.pool.Capacity(context.Background()); err != nil {
+		ch <- prometheus.NewInvalidMetric(totalDesc, err)
+	} else {
+		send(totalDesc, prometheus.GaugeValue, float64(capacity.Total))
+		send(freeDesc, prometheus.GaugeValue, float64(capacity.Free))
+		send(committedDesc, prometheus.GaugeValue, float64(capacity.Committed))
+	}
+	snapshots, err := c.pool.Snapshots(context.Background())
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(snapshotDesc, err)
+	}
+	for _, s := range snapshots {
+		send(snapshotDesc, prometheus.GaugeValue, float64(s.Used.Bytes), s.Name)
+	}
 	volumes, err := c.pool.Volumes(context.Background())
 	if err != nil {
 		ch <- prometheus.NewInvalidMetric(usedDesc, err)

@@ -20,7 +20,7 @@ import (
 // TestMetricsLint wants names and types as Prometheus has them.
 func TestMetricsLint(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(collector{&fakePool{}, func() bool { return true }})
+	registry.MustRegister(collector{newFake(), func() bool { return true }})
 	problems, err := testutil.GatherAndLint(registry)
 	if err != nil || len(problems) > 0 {
 		t.Errorf("%v, %v", problems, err)
@@ -29,7 +29,7 @@ func TestMetricsLint(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	var kept atomic.Bool
-	c, s := start(t, &fakePool{}, Options{Kept: kept.Load})
+	c, s := start(t, newFake(), Options{Kept: kept.Load})
 	if got := metric(t, c, `croft_keeper_up{pool="/srv/croft"}`); got != "0" {
 		t.Errorf("kept by nobody: %s", got)
 	}
@@ -42,6 +42,8 @@ func TestMetrics(t *testing.T) {
 		`croft_requests_total{opcode="INIT",pool="/srv/croft"} 1`,
 		`croft_held_calls{pool="/srv/croft"} 3`,
 		`croft_held_calls_total{pool="/srv/croft"} 4`,
+		`croft_pool_committed_bytes{pool="/srv/croft"} 3`,
+		`croft_snapshot_used_bytes{pool="/srv/croft",snapshot="s"} 9.223372036854776e+18`,
 		`croft_volume_limit_inodes{pool="/srv/croft",volume="web-0"} 1000`,
 		`croft_volume_used_bytes{pool="/srv/croft",volume="web-0"} 9.223372036854776e+18`,
 		`croft_take_overs_total{pool="/srv/croft"} 3`,
