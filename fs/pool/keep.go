@@ -148,6 +148,10 @@ func (p *Pool) keep(conn *transport.Conn, tier fs.Tier) error {
 		p.state.SetTier(string(tier))
 		return nil
 	}
+	if !conn.Resends() {
+		p.log.Warn("the mount ends with its daemon", zap.Error(transport.ErrNoResend))
+		return p.keeper.Drop()
+	}
 	err := errors.Join(p.keeper.Drop(), p.keeper.Hold(keptState, p.state.FD()), p.keeper.Hold(keptConnection, conn.FD()))
 	if gate := p.fs.GateFD(); err == nil && gate >= 0 {
 		err = p.keeper.Hold(keptGate, gate)

@@ -199,6 +199,14 @@ func (c *Conn) handlerPanicked(cause any) fuse.Status {
 // Capabilities returns the fuse.CAP_* bits that the kernel offered and that were accepted.
 func (c *Conn) Capabilities() uint64 { return c.capabilities }
 
+// Resends tells whether the kernel can send again what was not answered, without which nobody can
+// take the connection over.
+func (c *Conn) Resends() bool {
+	const flags2, hasResend = inHeaderSize + 16, 1 << (39 - 32) // of struct fuse_init_in; FUSE_HAS_RESEND, Linux 6.9
+	message := c.state.Init()
+	return len(message) >= flags2+4 && binary.NativeEndian.Uint32(message[flags2:])&hasResend != 0
+}
+
 // Passthrough tells whether the kernel offers FOPEN_PASSTHROUGH.
 func (c *Conn) Passthrough() bool { return c.capabilities&fuse.CAP_PASSTHROUGH != 0 }
 

@@ -889,6 +889,9 @@ func TestInit(t *testing.T) {
 	if got := m.Capabilities() & refusedCapabilities; got != 0 {
 		t.Errorf("capabilities %x are not wanted", got)
 	}
+	if offered>>39&1 == 1 != m.Resends() {
+		t.Errorf("offered %x, and Resends says %v", offered, m.Resends())
+	}
 	if names := missingCapabilities(0, fuse.CAP_PASSTHROUGH); len(names) != len(capabilityNames)-1 {
 		t.Errorf("missing: %v", names)
 	}
