@@ -127,14 +127,14 @@ func (t *handleTable) drain() []*file {
 	return all
 }
 
-// of lists a node's open files.
-func (t *handleTable) of(n *node) []*file {
+// writers lists the open files that write, by node.
+func (t *handleTable) writers() map[*node][]*file {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	var files []*file
+	files := make(map[*node][]*file)
 	for _, h := range t.open {
-		if h.node == n {
-			files = append(files, h)
+		if h.writes {
+			files[h.node] = append(files[h.node], h)
 		}
 	}
 	return files

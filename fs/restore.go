@@ -275,10 +275,11 @@ func (f *FS) reopen(r *state.Handle) error {
 // restoreWritings has the gate go on with what the kernel writes.
 func (f *FS) restoreWritings() error {
 	volumes := make(map[*volume]bool)
+	writers := f.handles.writers()
 	var errs []error
 	for _, n := range f.restored.written {
 		n.lock()
-		err := f.restoreWritingLocked(n)
+		err := f.restoreWritingLocked(n, writers[n])
 		n.unlock()
 		if err != nil {
 			errs = append(errs, fmt.Errorf("volume %s: inode of handle %s: %w", n.vol.id, n.key.name(), err))
@@ -296,7 +297,7 @@ func (f *FS) restoreWritings() error {
 	return errors.Join(errs...)
 }
 
-func (f *FS) restoreWritingLocked(n *node) error {
+func (f *FS) restoreWritingLocked(n *node, handles []*file) error {
 	fd, err := f.openNode(n, unix.O_RDWR)
 	if err != nil {
 		return err
@@ -314,12 +315,10 @@ func (f *FS) restoreWritingLocked(n *node) error {
 		n.pins++
 		f.nodes.mu.Unlock()
 	}
-	for _, h := range f.handles.of(n) {
-		if h.writes {
-			h.fd, h.borrowed = fd, true
-			w.opens++
-			w.appends = w.appends || h.flags&unix.O_APPEND != 0
-		}
+	for _, h := range handles {
+		h.fd, h.borrowed = fd, true
+		w.opens++
+		w.appends = w.appends || h.flags&unix.O_APPEND != 0
 	}
 	// It is held until what it has grown by is known.
 	n.vol.writers.frozen.Store(true)
