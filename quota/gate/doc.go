@@ -18,4 +18,15 @@
 // What raises no event: splice(2) and sendfile(2) into a passed file (the
 // kernel verifies the range on the FUSE file only), and stores by mappings. See
 // Brake and Mappers.
+//
+// # A daemon that dies
+//
+// A group lives as long as somebody has a descriptor of it, and its marks and what it holds
+// with it. So a keeper has one, and what was read and not answered is in a region
+// (fs/state) that the keeper has as well: first where the kernel has put it, then in a
+// record of its own, until it is answered. The next daemon opens the gate with both, and
+// decides what is left. That may be a second time; the kernel finds no such event then.
+//
+// An answer names its event by the number of a descriptor in the daemon that has read it.
+// As long as it is not answered no other event may have that number: see numbers.
 package gate

@@ -320,6 +320,7 @@ func (g *Gate) run() {
 	}
 	g.left = nil
 	for !g.stopping.Load() {
+		g.step("keeping")
 		g.keepAgain()
 		g.step("reading")
 		n, err := unix.Read(g.group, g.memory.buffer)

@@ -312,8 +312,8 @@ func TestKilledCaller(t *testing.T) {
 // What is left when a gate is detached is answered by the next alone, each by its own
 // answer: also when the number of the first is free for an instant, and becomes the second's.
 func TestDetach(t *testing.T) {
-	for name, races := range map[string]bool{"kept": false, "same number": true} {
-		t.Run(name, func(t *testing.T) {
+	for freed, same := range map[string]bool{"keeping": false, "reading": true} {
+		t.Run(freed, func(t *testing.T) {
 			gr := newGround(t)
 			events := make(chan *Event, 1)
 			o := Options{
@@ -335,14 +335,16 @@ func TestDetach(t *testing.T) {
 				t.Fatal(err)
 			}
 			first.Answer(left, Deny(unix.EIO))
+			t.Cleanup(func() { // its process would end
+				unix.Close(first.group)
+				unix.Close(first.stop)
+			})
 
-			number := make(chan int, 1)
+			free := make(chan int)
 			o.step = func(step string) {
-				if n, _ := unix.IoctlGetInt(gr.kept.group, unix.TIOCINQ); step == "reading" && n > 0 {
-					select {
-					case fd := <-number:
+				if step == freed {
+					if fd, ok := <-free; ok {
 						unix.Close(fd)
-					default:
 					}
 				}
 			}
@@ -364,14 +366,12 @@ func TestDetach(t *testing.T) {
 					break
 				}
 			}
-			if races {
-				number <- left.fd
-			} else {
-				unix.Close(left.fd)
-			}
 			other := write(gr.fds[1])
+			gr.queued(t, 1)
+			free <- left.fd
+			close(free)
 			next := <-events
-			if (next.fd == left.fd) != races {
+			if (next.fd == left.fd) != same {
 				t.Fatalf("the new event is %d, the one that is left %d", next.fd, left.fd)
 			}
 			second.Answer(next, Deny(unix.EDQUOT))
