@@ -233,13 +233,10 @@ func (f *FS) reopen(r *state.Handle) error {
 		f.restored.opened[r.Request] = r.ID
 	}
 	h := &file{flags: r.Flags, record: r, fd: -1}
-	add := func() {
-		f.handles.open[r.ID] = h
-	}
 	if r.Node == rootIno {
 		fd, err := unix.FcntlInt(f.pool.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 		h.node, h.fd = newNode(rootIno, nil, handleKey{}, unix.S_IFDIR), fd
-		add()
+		f.handles.open[r.ID] = h
 		return err
 	}
 	n := f.nodes.get(r.Node)
@@ -248,9 +245,9 @@ func (f *FS) reopen(r *state.Handle) error {
 		return nil
 	}
 	h.node = n
-	add()
+	f.handles.open[r.ID] = h
 	n.opens++
-	n.holds++
+	f.nodes.hold(n)
 	n.vol.openings.Add(1)
 	var err error
 	switch {
@@ -327,9 +324,6 @@ func (f *FS) restoreWritingLocked(n *node, handles []*file) error {
 		return err
 	}
 	n.ownRareLocked().writing = w
-	if !n.rec().Known {
-		n.setChargeLocked(0)
-	}
 	n.charged, n.dense = false, false
 	if err := f.readWrittenLocked(w); err != nil {
 		return err
@@ -401,10 +395,10 @@ func (f *FS) closeLeaked(k Kernel) {
 
 // Leave ends what the FS does by itself and lets go of nothing: the next daemon goes
 // on. No request is under way, and none comes.
-func (f *FS) Leave() {
+func (f *FS) Leave() error {
 	if f.gating == nil {
-		return
+		return nil
 	}
 	f.sampler.stop()
-	f.gating.gate.Detach()
+	return f.gating.gate.Detach()
 }

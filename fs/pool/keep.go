@@ -164,7 +164,8 @@ func (p *Pool) keep(conn *transport.Conn, tier fs.Tier) error {
 }
 
 // HandOver is Close, but that the mount is left to the next daemon: what is asked of
-// it waits for that.
+// it waits for that. When ctx ends before all requests under way are answered, the next
+// daemon does those again, and nothing is recorded here.
 func (p *Pool) HandOver(ctx context.Context) error {
 	conn, _ := p.mount.get()
 	if conn == nil || p.keeper == nil {
@@ -172,16 +173,16 @@ func (p *Pool) HandOver(ctx context.Context) error {
 	}
 	p.closing.Lock()
 	defer p.closing.Unlock()
-	p.mu.Lock()
-	done := p.closed
-	p.closed = true
-	p.mu.Unlock()
-	if done {
+	if !p.shut() {
 		return nil
 	}
-	err := conn.Pause(ctx)
+	if err := conn.Pause(ctx); err != nil {
+		// Whoever is under way has locks that what follows waits for, or waits itself for
+		// what cancel would have fail.
+		return err
+	}
 	p.cancel()
 	p.background.Wait()
-	p.fs.Leave()
-	return errors.Join(err, p.checkpoint(p.all()), p.store.Close(), p.lock.Close())
+	err := p.checkpoint(p.all())
+	return errors.Join(err, p.fs.Leave(), p.store.Close(), p.lock.Close())
 }

@@ -260,11 +260,7 @@ func lockFile(path string) (*os.File, error) {
 func (p *Pool) Close() error {
 	p.closing.Lock()
 	defer p.closing.Unlock()
-	p.mu.Lock()
-	done := p.closed
-	p.closed = true
-	p.mu.Unlock()
-	if done {
+	if !p.shut() {
 		return nil
 	}
 	err := p.endMount()
@@ -274,6 +270,15 @@ func (p *Pool) Close() error {
 	p.cancel()
 	p.background.Wait()
 	return errors.Join(err, p.checkpoint(p.all()), p.release())
+}
+
+// shut has calls that come fail with ErrClosed; false when they do already.
+func (p *Pool) shut() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	was := p.closed
+	p.closed = true
+	return !was
 }
 
 // release closes what open has opened.

@@ -68,11 +68,9 @@ func (v *Volume) Name() string { return string(v.name[:v.nameLen]) }
 func (r *Region) nodeAt(i uint32) *Node     { return at[Node](r, nodesAt, i) }
 func (r *Region) handleAt(i uint32) *Handle { return at[Handle](r, handlesAt, i) }
 func (r *Region) goneAt(i uint32) *Gone     { return at[Gone](r, goneAt, i) }
+func (r *Region) volumeAt(i uint32) *Volume { return at[Volume](r, volumesAt, i) }
 
-// VolumeAt is the record of that index.
-func (r *Region) VolumeAt(i uint32) *Volume { return at[Volume](r, volumesAt, i) }
-
-// AddNode makes a record, but for its ID, which id is to be: SetNode makes it there.
+// AddNode makes a record, but for its ID, which id is to be: AddLookup sets it, when all else is there.
 func (r *Region) AddNode() (n *Node, id uint64, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -96,20 +94,13 @@ func (r *Region) RemoveNode(n *Node) {
 	r.nodes.free(i)
 }
 
-// Nodes yields every node. None may be made or removed meanwhile.
+// Nodes yields every node. None may be made meanwhile, nor removed but the one that was yielded.
 func (r *Region) Nodes(yield func(*Node)) {
 	r.nodes.each(func(i uint32) {
 		if n := r.nodeAt(i); n.ID != 0 {
 			yield(n)
 		}
 	})
-}
-
-// NodeCount is how many nodes there are.
-func (r *Region) NodeCount() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.nodes.used
 }
 
 // TrimNodes gives back the memory of nodes that are no more, in whole pages.
@@ -174,7 +165,7 @@ func (r *Region) AddHandle(node uint64, flags, bits uint32, request uint64) (*Ha
 	gen := r.head.handleGen
 	r.head.handleGen++
 	h := r.handleAt(i)
-	h.Node, h.Flags, h.Bits, h.Request = node, flags, bits, request&^resent
+	h.Node, h.Flags, h.Bits, h.Request = node, flags, bits, request&^Resent
 	h.ID = uint64(gen)<<32 | uint64(i+1)
 	return h, nil
 }
@@ -188,7 +179,7 @@ func (r *Region) RemoveHandle(h *Handle) {
 	r.handles.free(i)
 }
 
-// Handles yields every open file. None may be made or removed meanwhile.
+// Handles yields every open file. None may be made meanwhile, nor removed but the one that was yielded.
 func (r *Region) Handles(yield func(*Handle)) {
 	r.handles.each(func(i uint32) {
 		if h := r.handleAt(i); h.ID != 0 {
@@ -209,7 +200,7 @@ func (r *Region) AddVolume(name string) (*Volume, uint32, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	v := r.VolumeAt(i)
+	v := r.volumeAt(i)
 	*v = Volume{}
 	copy(v.name[:], name)
 	v.nameLen = uint32(len(name))
@@ -218,7 +209,7 @@ func (r *Region) AddVolume(name string) (*Volume, uint32, error) {
 
 // RemoveVolume frees a record. No node may be of it any more.
 func (r *Region) RemoveVolume(i uint32) {
-	r.VolumeAt(i).nameLen = 0
+	r.volumeAt(i).nameLen = 0
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.volumes.free(i)
@@ -226,5 +217,5 @@ func (r *Region) RemoveVolume(i uint32) {
 
 // Volumes yields every volume, and its record's index.
 func (r *Region) Volumes(yield func(uint32, *Volume)) {
-	r.volumes.each(func(i uint32) { yield(i, r.VolumeAt(i)) })
+	r.volumes.each(func(i uint32) { yield(i, r.volumeAt(i)) })
 }

@@ -160,7 +160,7 @@ func Open(file *os.File) (*Region, error) {
 	r.nodes.load(r.head.nodes, func(i uint32) bool { return r.nodeAt(i).ID != 0 })
 	r.handles.load(r.head.handles, func(i uint32) bool { return r.handleAt(i).ID != 0 })
 	r.gone.load(r.head.gone, func(i uint32) bool { return r.goneAt(i).Node != 0 })
-	r.volumes.load(r.head.volumes, func(i uint32) bool { return r.VolumeAt(i).used() })
+	r.volumes.load(r.head.volumes, func(i uint32) bool { return r.volumeAt(i).used() })
 	r.requests.load(r.head.requests, func(i uint32) bool { return r.requestAt(i).Taken != 0 })
 	return r, nil
 }

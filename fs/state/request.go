@@ -165,19 +165,19 @@ func (q *Request) Given() []uint64 { return q.nodes[:q.given] }
 // TakeBack forgets what the answer was to give away.
 func (q *Request) TakeBack() { q.given = 0 }
 
-// resent is FUSE_UNIQUE_RESEND of include/uapi/linux/fuse.h: the kernel sets it in the
+// Resent is FUSE_UNIQUE_RESEND of include/uapi/linux/fuse.h: the kernel sets it in the
 // unique of a request that it sends again.
-const resent = 1 << 63
+const Resent = 1 << 63
 
 // Bind makes the request found by its unique, until it is cleared.
 func (r *Region) Bind(q *Request, unique uint64) {
-	q.unique = unique &^ resent
+	q.unique = unique &^ Resent
 	r.bound[unique/2%uint64(len(r.bound))].Store(q) // the kernel counts in steps of two
 }
 
 // Find returns the request of a unique, nil when no thread works on it.
 func (r *Region) Find(unique uint64) *Request {
-	unique &^= resent
+	unique &^= Resent
 	if q := r.bound[unique/2%uint64(len(r.bound))].Load(); q != nil && q.unique == unique {
 		return q
 	}

@@ -81,8 +81,8 @@ func TestNodes(t *testing.T) {
 	next := again(t, r)
 	found := map[uint64]uint64{}
 	next.Nodes(func(n *Node) { found[n.ID] = n.Lookups })
-	if len(found) != len(want) || next.NodeCount() != len(want) {
-		t.Fatalf("%d nodes are found, and %d counted, of %d", len(found), next.NodeCount(), len(want))
+	if len(found) != len(want) || next.nodes.used != len(want) {
+		t.Fatalf("%d nodes are found, and %d counted, of %d", len(found), next.nodes.used, len(want))
 	}
 	for id, lookups := range want {
 		if found[id] != lookups {
@@ -126,7 +126,7 @@ func TestTrim(t *testing.T) {
 	if left := memory() - before; left > 64<<10 {
 		t.Errorf("%d bytes are left of %d", left, full)
 	}
-	if n := again(t, r).NodeCount(); n != 10 {
+	if n := again(t, r).nodes.used; n != 10 {
 		t.Errorf("%d nodes are left of 10", n)
 	}
 }

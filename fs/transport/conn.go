@@ -84,12 +84,12 @@ func Mount(fs fuse.RawFileSystem, o Options) (*Conn, error) {
 		return nil, err
 	}
 	if c.fd, err = mountFuse(&c.opts, mountpoint); err != nil {
-		return nil, err
+		return nil, errors.Join(err, c.release())
 	}
 	if err := c.answerInit(); err != nil {
 		err = errors.Join(err, c.Unmount(true))
 		unix.Close(c.fd)
-		return nil, err
+		return nil, errors.Join(err, c.release())
 	}
 	if missing := missingCapabilities(c.capabilities, o.DisabledCapabilities); len(missing) > 0 {
 		c.log.Warn("the kernel lacks FUSE capabilities", zap.Strings("missing", missing))
@@ -117,13 +117,13 @@ func newConn(fs fuse.RawFileSystem, o Options, mountpoint string) (*Conn, error)
 	var err error
 	if c.waker, err = newWaker(o.Wakeups); err != nil {
 		if o.Wakeups == WakeupsFast {
-			return nil, fmt.Errorf("wake-ups: %w", err)
+			return nil, errors.Join(fmt.Errorf("wake-ups: %w", err), c.release())
 		}
 		c.log.Warn("processors may sleep between requests, which makes them slow", zap.Error(err))
 	}
 	logger, err := zap.NewStdLogAt(c.log.Named("go-fuse"), zapcore.DebugLevel)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, c.release())
 	}
 	c.protocol = fuse.NewProtocolServer(fs, &fuse.MountOptions{
 		Name:                     o.Name,
@@ -139,6 +139,15 @@ func newConn(fs fuse.RawFileSystem, o Options, mountpoint string) (*Conn, error)
 		PanicHandler:             c.handlerPanicked,
 	})
 	return c, nil
+}
+
+// release lets go of what newConn has made.
+func (c *Conn) release() error {
+	c.waker.close()
+	if c.ownState {
+		return c.state.Close()
+	}
+	return nil
 }
 
 // Offsets in struct fuse_init_out, with the header before it.

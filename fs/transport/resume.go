@@ -17,9 +17,6 @@ import (
 // ErrNoResend is returned by Resume where the kernel cannot send requests again.
 var ErrNoResend = errors.New("transport: the kernel does not send again what was not answered (Linux 6.9)")
 
-// uniqueResend is FUSE_UNIQUE_RESEND, the bit of a request that is sent again.
-const uniqueResend = 1 << 63
-
 // Resumer is a filesystem that goes on with an earlier daemon's. TakeBack is called for
 // each request that daemon has not answered, before any is served again.
 type Resumer interface {
@@ -51,7 +48,7 @@ func Resume(fs fuse.RawFileSystem, o Options, fd int) (*Conn, error) {
 		return nil, err
 	}
 	if _, err := c.init(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, c.release())
 	}
 	c.fd, c.resumed = fd, true
 	return c, nil
@@ -103,7 +100,7 @@ func (c *Conn) resume() error {
 	resumer, _ := c.fs.(Resumer)
 	for _, t := range left {
 		op := requestOpcode(t.message)
-		switch again, ok := resent[requestUnique(t.message)&^uniqueResend]; {
+		switch again, ok := resent[requestUnique(t.message)&^state.Resent]; {
 		case messageLength(t.message) == 0:
 		case op == opForget || op == opBatchForget:
 			if n := messageLength(t.message); n <= len(t.message) {
@@ -111,7 +108,7 @@ func (c *Conn) resume() error {
 			}
 		case ok && !t.request.Scratch: // it was not answered
 			t.n = copy(t.message, again)
-			delete(resent, requestUnique(again)&^uniqueResend)
+			delete(resent, requestUnique(again)&^state.Resent)
 			if resumer != nil {
 				resumer.TakeBack(t.request)
 			}
@@ -182,8 +179,8 @@ func (c *Conn) collect() (resent map[uint64][]byte, fresh [][]byte, err error) {
 			forget(c.fs, scratch, message)
 		case op == opInterrupt:
 			// Of a request that comes again: nobody waits for it to be told.
-		case unique&uniqueResend != 0:
-			resent[unique&^uniqueResend] = message
+		case unique&state.Resent != 0:
+			resent[unique&^state.Resent] = message
 		default: // those that come again are before all others
 			return resent, append(fresh, message), nil
 		}

@@ -58,12 +58,8 @@ func (c *Conn) Serve() error {
 	unix.Close(c.fd)
 	c.fd = -1
 	c.fdMu.Unlock()
-	c.waker.close()
 	c.fs.OnUnmount()
-	if c.ownState {
-		err = errors.Join(err, c.state.Close())
-	}
-	return err
+	return errors.Join(err, c.release())
 }
 
 // onOwnThread runs fn on a thread that ends with it. That is never the process's first

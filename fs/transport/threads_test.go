@@ -23,8 +23,9 @@ func idleConn(t *testing.T, n int32) *Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		c.waker.close()
-		c.state.Close()
+		if err := c.release(); err != nil {
+			t.Error(err)
+		}
 	})
 	c.crew.threads.Store(n)
 	c.dead.Store(true) // so that none is really started

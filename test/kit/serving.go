@@ -38,10 +38,14 @@ func (p *Pool) KillServing() {
 		p.t.Fatal("nobody serves")
 	}
 	OK(p.t, syscall.Kill(pid, syscall.SIGKILL))
-	Poll(p.t, "another daemon", func() bool {
-		next := p.Serving()
-		return next != 0 && next != pid && p.serves()
-	})
+	p.AwaitNext(pid)
+	Poll(p.t, "its answer", p.serves)
+}
+
+// AwaitNext waits until another process than pid is there to serve.
+func (p *Pool) AwaitNext(pid int) {
+	p.t.Helper()
+	Poll(p.t, "another daemon", func() bool { next := p.Serving(); return next != 0 && next != pid })
 }
 
 // Log is what the daemon has logged.

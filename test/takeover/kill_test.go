@@ -192,7 +192,7 @@ func TestKillTwice(t *testing.T) {
 	for range *kills {
 		pid := p.Serving()
 		kit.OK(t, syscall.Kill(pid, syscall.SIGKILL))
-		kit.Poll(t, "the next daemon", func() bool { next := p.Serving(); return next != 0 && next != pid })
+		p.AwaitNext(pid)
 		time.Sleep(time.Duration(rand.IntN(30)) * time.Millisecond)
 		p.KillServing()
 		time.Sleep(2 * healthy)
@@ -222,7 +222,7 @@ func TestUpgrade(t *testing.T) {
 	for range *kills {
 		pid := p.Serving()
 		kit.OK(t, p.Daemon().Signal(unix.SIGHUP))
-		kit.Poll(t, "the next daemon", func() bool { next := p.Serving(); return next != 0 && next != pid })
+		p.AwaitNext(pid)
 		time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
 	}
 	l.end()
@@ -231,4 +231,35 @@ func TestUpgrade(t *testing.T) {
 	}
 	p.Check()
 	p.Idle()
+}
+
+// TestKillSnapshot kills the daemon while volumes under load are held for a snapshot.
+func TestKillSnapshot(t *testing.T) {
+	for _, fstype := range []string{"ext4", "xfs"} {
+		t.Run(fstype, func(t *testing.T) {
+			p := mount(t, fstype, "gate")
+			l := startLoad(t, p)
+			made := 0
+			for i := range *kills {
+				name := fmt.Sprint("s", i)
+				done := make(chan error, 1)
+				go func() {
+					done <- p.Command("snapshot", "create", "--pool", p.Dir, []string{"lines", "names", "inside"}[i%3], name).Run()
+				}()
+				time.Sleep(time.Duration(rand.IntN(1500)) * time.Millisecond) // when to strike: about half of them are made in time
+				p.KillServing()
+				if err := <-done; err == nil {
+					made++
+				}
+				time.Sleep(2 * healthy)
+			}
+			l.end()
+			t.Logf("%d of %d snapshots were made", made, *kills)
+			for i := range *kills { // those that are there are whole, and can go
+				_ = p.Croft("snapshot", "delete", "--pool", p.Dir, fmt.Sprint("s", i))
+			}
+			p.Check()
+			p.Idle()
+		})
+	}
 }

@@ -134,7 +134,7 @@ func TestSteps(t *testing.T) {
 						if err := os.Remove(shot); err == nil {
 							t.Fatal("the daemon has not come to that step")
 						}
-						kit.Poll(t, "the next daemon", func() bool { next := p.Serving(); return next != 0 && next != pid })
+						p.AwaitNext(pid)
 						if got != want[name] {
 							t.Errorf("there is\n%s, and not\n%s", got, want[name])
 						}

@@ -23,7 +23,7 @@ func TestUpgradeBuilds(t *testing.T) {
 		install(build)
 		pid := p.Serving()
 		kit.OK(t, p.Daemon().Signal(unix.SIGHUP))
-		kit.Poll(t, "the next daemon", func() bool { next := p.Serving(); return next != 0 && next != pid })
+		p.AwaitNext(pid)
 		kit.Poll(t, "its build", func() bool {
 			return strings.Count(p.Log(), `"version": "`+build+`"`) > strings.Count(`v1 v1 v2`, build)-1
 		})
@@ -46,7 +46,7 @@ func TestOlderRefuses(t *testing.T) {
 	pid := p.Serving()
 	kit.OK(t, p.Daemon().Signal(unix.SIGHUP))
 	kit.Poll(t, "the refusal", func() bool { return strings.Contains(p.Log(), "the state region is of a newer croft") })
-	kit.Poll(t, "the newer build again", func() bool { next := p.Serving(); return next != 0 && next != pid })
+	p.AwaitNext(pid)
 	_, err = f.WriteString("x")
 	kit.OK(t, err)
 	kit.OK(t, os.Mkdir(filepath.Join(dir, "d"), 0o700))
