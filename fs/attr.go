@@ -10,7 +10,8 @@ import (
 	"github.com/croftfs/croft/quota"
 )
 
-// stat returns a node's attributes as its users are to see them. h may be nil.
+// stat returns a node's attributes as its users are to see them, but for the volume's
+// view. h may be nil.
 func (f *FS) stat(n *node, h *file) (unix.Stat_t, error) {
 	var st unix.Stat_t
 	var err error
@@ -59,7 +60,15 @@ func fillEntry(out *fuse.EntryOut, n *node, st *unix.Stat_t) {
 	out.NodeId = n.id
 	out.SetEntryTimeout(cacheTimeout)
 	out.SetAttrTimeout(n.attrTimeout())
+	shown := *st
+	n.vol.view().show(&shown)
+	fillAttr(&out.Attr, &shown)
+}
+
+func fillAttrOut(out *fuse.AttrOut, n *node, st *unix.Stat_t) {
+	n.vol.view().show(st)
 	fillAttr(&out.Attr, st)
+	out.SetTimeout(n.attrTimeout())
 }
 
 // attrTimeout is how long the kernel may keep the attributes: stores by way of a
@@ -117,8 +126,7 @@ func (f *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) f
 	if err != nil {
 		return toStatus(err)
 	}
-	fillAttr(&out.Attr, &st)
-	out.SetTimeout(n.attrTimeout())
+	fillAttrOut(out, n, &st)
 	return fuse.OK
 }
 
@@ -148,6 +156,7 @@ func (f *FS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse
 	if n.has(nameless) {
 		stx.Nlink = 0
 	}
+	n.vol.view().showStatx(&stx)
 	out.FromStatx(&stx)
 	out.SetTimeout(n.attrTimeout())
 	return fuse.OK
@@ -196,14 +205,17 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 	if err != nil {
 		return toStatus(err)
 	}
-	fillAttr(&out.Attr, &st)
-	out.SetTimeout(n.attrTimeout())
+	fillAttrOut(out, n, &st)
 	return fuse.OK
 }
 
 // setAttr sets owner, then mode (chown clears set-id bits, a mode given with
-// it is final), then times.
+// it is final), then times. A foreign file becomes the group's: see group.go.
 func (f *FS) setAttr(fd int, n *node, in *fuse.SetAttrIn) error {
+	in, err := n.vol.view().claiming(fd, in)
+	if err != nil {
+		return err
+	}
 	uid, hasUID := in.GetUID()
 	gid, hasGID := in.GetGID()
 	if hasUID || hasGID {

@@ -77,8 +77,9 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		if made {
 			return openat(d.fd, name, openFlags(in.Flags)|unix.O_NOFOLLOW, 0)
 		}
-		err = asCaller(&in.Caller, in.Umask, func() error {
-			fd, err = openat(d.fd, name, openFlags(in.Flags)|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, in.Mode&0o7777)
+		caller, mode := d.node.vol.view().maker(&in.Caller, in.Mode)
+		err = asCaller(&caller, in.Umask, func() error {
+			fd, err = openat(d.fd, name, openFlags(in.Flags)|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, mode&0o7777)
 			return err
 		})
 		return fd, err
@@ -106,8 +107,9 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 			return -1, err
 		}
 		t := f.try(&in.InHeader)
-		err = asCaller(&in.Caller, in.Umask, func() error {
-			fd, err = openat(d.fd, ".", openFlags(in.Flags)&^unix.O_ACCMODE|unix.O_RDWR|unix.O_TMPFILE, in.Mode&0o7777)
+		caller, mode := d.node.vol.view().maker(&in.Caller, in.Mode)
+		err = asCaller(&caller, in.Umask, func() error {
+			fd, err = openat(d.fd, ".", openFlags(in.Flags)&^unix.O_ACCMODE|unix.O_RDWR|unix.O_TMPFILE, mode&0o7777)
 			return err
 		})
 		if err != nil {

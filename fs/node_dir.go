@@ -137,6 +137,9 @@ func (f *FS) adopt(t *attempt, d *dirFD, name string, fd int, reserved quota.Usa
 	}
 	key, st, err := describe(fd)
 	var charge uint64
+	if err == nil {
+		err = d.node.vol.view().claimMade(fd, &st)
+	}
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
 		_, charge, _, err = f.measure(fd)
 	}
@@ -161,7 +164,7 @@ func (f *FS) adopt(t *attempt, d *dirFD, name string, fd int, reserved quota.Usa
 }
 
 // makeEntry is make for what is not opened at once.
-func (f *FS) makeEntry(in *fuse.InHeader, umask uint32, name string, worst uint64, out *fuse.EntryOut, create func(dirfd int) error) fuse.Status {
+func (f *FS) makeEntry(in *fuse.InHeader, umask, mode uint32, name string, worst uint64, out *fuse.EntryOut, create func(dirfd int, mode uint32) error) fuse.Status {
 	if err := checkName(name); err != nil {
 		return toStatus(err)
 	}
@@ -169,27 +172,28 @@ func (f *FS) makeEntry(in *fuse.InHeader, umask uint32, name string, worst uint6
 		if made {
 			return -1, nil
 		}
-		return -1, asCaller(&in.Caller, umask, func() error { return create(d.fd) })
+		caller, mode := d.node.vol.view().maker(&in.Caller, mode)
+		return -1, asCaller(&caller, umask, func() error { return create(d.fd, mode) })
 	}, func(n *node, st *unix.Stat_t, _ int) { fillEntry(out, n, st) }))
 }
 
 // Mknod serves mknod(2): regular files, FIFOs, sockets and devices.
 func (f *FS) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
-	return f.makeEntry(&in.InHeader, in.Umask, name, 0, out, func(dirfd int) error {
-		return unix.Mknodat(dirfd, name, in.Mode, int(in.Rdev))
+	return f.makeEntry(&in.InHeader, in.Umask, in.Mode, name, 0, out, func(dirfd int, mode uint32) error {
+		return unix.Mknodat(dirfd, name, mode, int(in.Rdev))
 	})
 }
 
 // Mkdir serves mkdir(2).
 func (f *FS) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
-	return f.makeEntry(&in.InHeader, in.Umask, name, f.rule.Block, out, func(dirfd int) error {
-		return unix.Mkdirat(dirfd, name, in.Mode)
+	return f.makeEntry(&in.InHeader, in.Umask, in.Mode, name, f.rule.Block, out, func(dirfd int, mode uint32) error {
+		return unix.Mkdirat(dirfd, name, mode)
 	})
 }
 
 // Symlink serves symlink(2).
 func (f *FS) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
-	return f.makeEntry(in, 0, name, f.rule.Block, out, func(dirfd int) error {
+	return f.makeEntry(in, 0, 0, name, f.rule.Block, out, func(dirfd int, _ uint32) error {
 		return unix.Symlinkat(target, dirfd, name)
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -59,6 +60,12 @@ const (
 // Kernel is the mount's connection; fs/transport's Conn is one.
 type Kernel interface {
 	NotifyInvalEntry(parent uint64, name string) error
+	// NotifyInvalInode has the kernel ask again for the attributes and ACLs of a node,
+	// if it knows it, and for data unless off is negative; not from a handler.
+	NotifyInvalInode(node uint64, off, length int64) error
+	// Answered waits until the requests that are being handled are answered, at most
+	// for limit; not from a handler.
+	Answered(limit time.Duration) bool
 	// OpenBacking registers an open file for passthrough, until CloseBacking.
 	OpenBacking(fd int) (id int32, err error)
 	CloseBacking(id int32) error
@@ -75,7 +82,9 @@ type Kernel interface {
 // group is a gate's that an earlier daemon has left (gate.Options.Group), else 0.
 func (f *FS) Attach(k Kernel, tier Tier, group int) error {
 	f.closeLeaked(k)
-	f.kernel.Store(&attachment{k, tier})
+	attached := &attachment{k, tier}
+	f.kernel.Store(attached)
+	f.settleViews(attached)
 	if tier == TierGate || tier == TierHold {
 		f.holdAlways = tier == TierHold
 		if err := f.startGate(k, group); err != nil {

@@ -31,6 +31,9 @@ type VolumeConfig struct {
 	// Counted is closed once the ledger's use is right; changes wait for it.
 	// Nil means that it is right.
 	Counted <-chan struct{}
+	// Group is whose the volume's files are seen as from the first request on; nil is
+	// as they are on the disk. It must be what an earlier SetGroup has made of it.
+	Group *uint32
 }
 
 // volume is a served volume.
@@ -157,13 +160,18 @@ func (f *FS) AddVolume(c VolumeConfig) error {
 	if err != nil {
 		return fmt.Errorf("volume %s: orphans: %w", c.ID, err)
 	}
+	w, err := viewOf(c.Group)
+	if err != nil {
+		return fmt.Errorf("volume %s: %w", c.ID, err)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.volumes[c.ID] != nil {
 		return fmt.Errorf("volume %s: %w", c.ID, ErrExists)
 	}
 	v := f.kept[c.ID]
-	if delete(f.kept, c.ID); v == nil {
+	kept := v != nil
+	if delete(f.kept, c.ID); !kept {
 		r, index, err := f.state.AddVolume(c.ID)
 		if err != nil {
 			return fmt.Errorf("volume %s: %w", c.ID, err)
@@ -171,6 +179,7 @@ func (f *FS) AddVolume(c VolumeConfig) error {
 		v = newVolume(f, c.ID, r, index)
 	}
 	v.ledger, v.mark, v.counted = c.Ledger, c.BeforeChange, c.Counted
+	v.startView(w, kept)
 	v.ledger.KeepIn(&v.record.Bytes, &v.record.Inodes)
 	if c.Counted == nil || isClosed(c.Counted) {
 		v.record.Bits.Or(volumeCounted)

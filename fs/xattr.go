@@ -13,6 +13,7 @@ const (
 	ownPrefix = "trusted.croft."
 
 	aclPrefix = "system.posix_acl_"
+	accessACL = aclPrefix + "access"
 )
 
 func (f *FS) xattrNode(id uint64) (*node, error) {
@@ -234,6 +235,13 @@ func (f *FS) changeXattr(id uint64, attr string, do func(fd int) error) fuse.Sta
 		n.lock()
 		defer n.unlock()
 		defer f.liftLocked(n)()
-		return f.changeHiddenLocked(n, fd, func() error { return do(fd) })
+		return f.changeHiddenLocked(n, fd, func() error {
+			if attr == accessACL { // its entry of the group is part of the mode
+				if err := n.vol.view().claim(fd); err != nil {
+					return err
+				}
+			}
+			return do(fd)
+		})
 	}))
 }

@@ -54,7 +54,9 @@ type Volume struct {
 	Changes atomic.Int64
 	Bits    atomic.Uint32
 	nameLen uint32
-	name    [224]byte
+	name    [216]byte
+	// View is whose group the files are seen as.
+	View atomic.Uint64
 }
 
 // MaxName is the longest name of a volume, in bytes.

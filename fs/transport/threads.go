@@ -3,6 +3,7 @@ package transport
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -292,6 +293,26 @@ func (c *Conn) findSlow() (busy bool) {
 		c.relieve()
 	}
 	return busy
+}
+
+// Answered waits until all requests that handlers are working on when it is called have
+// been answered, at most for limit: true when they have. It must not be called by a
+// handler, nor with anything held that one waits for.
+func (c *Conn) Answered(limit time.Duration) bool {
+	w, working := &c.crew, make(map[*thread]int64)
+	w.mu.Lock()
+	for t := range w.members {
+		if since := t.since.Load(); since != 0 {
+			working[t] = since
+		}
+	}
+	w.mu.Unlock()
+	for deadline := time.Now().Add(limit); ; time.Sleep(stuckAfter) {
+		maps.DeleteFunc(working, func(t *thread, since int64) bool { return t.since.Load() != since })
+		if len(working) == 0 || time.Now().After(deadline) {
+			return len(working) == 0
+		}
+	}
 }
 
 // surplus tells a thread that has replied whether it may end.
