@@ -32,6 +32,12 @@ func mount(t *testing.T, limit quota.Usage) *mounted { return mountTier(t, limit
 
 func mountTier(t *testing.T, limit quota.Usage, tier fs.Tier) *mounted {
 	t.Helper()
+	return mountGroup(t, limit, tier, nil)
+}
+
+// mountGroup serves the volume as the group's from the start, unless that is nil.
+func mountGroup(t *testing.T, limit quota.Usage, tier fs.Tier, group *uint32) *mounted {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("this test mounts: run it as root, with /dev/fuse")
 	}
@@ -59,7 +65,7 @@ func mountTier(t *testing.T, limit quota.Usage, tier fs.Tier) *mounted {
 	if m.fs, err = fs.New(fs.Options{PoolDir: open(pool), Rule: rule}); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.fs.AddVolume(fs.VolumeConfig{ID: "v", Root: open(m.tree), Orphans: open(orphans), Ledger: m.ledger}); err != nil {
+	if err := m.fs.AddVolume(fs.VolumeConfig{ID: "v", Root: open(m.tree), Orphans: open(orphans), Ledger: m.ledger, Group: group}); err != nil {
 		t.Fatal(err)
 	}
 	conn, err := transport.Mount(m.fs, transport.Options{Mountpoint: mnt})
