@@ -28,7 +28,8 @@
 // Permission is the kernel's business (default_permissions), with the caller's
 // real groups and capabilities. What the daemon adds is ownership: an inode is
 // made under the caller's fsuid, fsgid and umask, so that set-gid directories
-// and default ACLs come out as the backing filesystem does them.
+// and default ACLs come out as the backing filesystem does them. A volume can be
+// seen as a group's, whatever the disk says: see group.go.
 //
 // # Charging
 //

@@ -106,8 +106,9 @@ func shownMode(mode uint32) uint32 {
 // made in a view is the group's, which need not be one of the caller's. So a set-gid
 // bit is lost, unless the group is the one that the caller makes files in anyhow; the
 // kernel, which has not heard of the group yet, lets a caller make it (mode_strip_sgid
-// in fs/inode.c looks at set-gid directories only). Of the caller's other groups
-// nobody tells us: who is in the group may chmod(2).
+// in fs/inode.c looks at set-gid directories only). Whether the caller is in the group
+// otherwise we are not told: the kernel would say it (FUSE_CREATE_SUPP_GROUP in
+// include/uapi/linux/fuse.h), go-fuse does not read it. Who is may chmod(2).
 func (w view) maker(c *fuse.Caller, mode uint32) (fuse.Caller, uint32) {
 	as := *c
 	if w.foreign(c.Gid) {

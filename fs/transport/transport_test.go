@@ -850,6 +850,41 @@ func TestUnmountWithRunningHandler(t *testing.T) {
 	}
 }
 
+func TestAnswered(t *testing.T) {
+	b, fs := newBlocker(), newTestFS()
+	fs.lookup = b.lookup
+	m := mountTest(t, fs, Options{}).serve()
+	t.Cleanup(b.release)
+	if !m.Answered(0) {
+		t.Error("nothing is asked, and is not answered")
+	}
+	result := make(chan error, 1)
+	go func() { result <- stat(m.path("block")) }()
+	b.wait(t, 1)
+	if m.Answered(20 * time.Millisecond) {
+		t.Error("a handler runs, and its request is answered")
+	}
+	answered := make(chan bool, 1)
+	go func() { answered <- m.Answered(time.Minute) }()
+	// What is asked after that is not waited for.
+	within(t, "a request beside", func() error { return stat(m.path(fileName)) })
+	select {
+	case <-answered:
+		t.Error("it did not wait")
+	case <-time.After(20 * time.Millisecond):
+	}
+	b.release()
+	within(t, "the answer", func() error {
+		if !<-answered {
+			t.Error("it gave up")
+		}
+		return nil
+	})
+	if err := <-result; err != unix.ENOENT {
+		t.Error(err)
+	}
+}
+
 func (m *mounted) device(t testing.TB) uint64 {
 	t.Helper()
 	entries, err := Mounts(MountFilter{Name: m.opts.Name, Mountpoint: m.dir})
