@@ -117,6 +117,14 @@ func decodeSnapshot(b []byte, name string, s *Snapshot) error {
 	return checkNamed("snapshot", s.Name, name)
 }
 
+// decodePublication decodes the record that is kept under name.
+func decodePublication(b []byte, name string, p *Publication) error {
+	if err := decode(b, p); err != nil {
+		return err
+	}
+	return checkNamed("publication", p.name(), name)
+}
+
 func checkNamed(kind, got, want string) error {
 	if got != want {
 		return fmt.Errorf("%w: it is of %s %q", ErrCorrupt, kind, got)

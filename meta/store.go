@@ -18,6 +18,8 @@ const (
 	checkpointPrefix = "c/"
 	snapshotPrefix   = "s/"
 
+	publicationPrefix = "p/"
+
 	memTableSize = 8 << 20
 )
 

@@ -33,6 +33,7 @@ type MountOptions struct {
 type mount struct {
 	mu     sync.Mutex // guards what follows
 	conn   *transport.Conn
+	device uint64 // of the mount, as in Stat_t.Dev
 	tier   fs.Tier
 	whyNot error // there is no better tier
 	// takeOvers is how often it was taken over, took how long that took last.
@@ -46,6 +47,13 @@ func (m *mount) get() (*transport.Conn, chan struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.conn, m.served
+}
+
+// deviceNumber returns that of the mount, 0 when there was none.
+func (m *mount) deviceNumber() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.device
 }
 
 // waits is the filesystem's Options.Waits.
@@ -79,8 +87,16 @@ func (p *Pool) source() string { return MountSource(p.id) }
 
 // Mount mounts the pool and serves it in the background until somebody unmounts
 // it. A mount of this pool that is there already is dead, since this process
-// has the pool: it is taken away first.
+// has the pool: it is taken away first. What is published agrees with what is mounted when Mount returns.
 func (p *Pool) Mount(o MountOptions) error {
+	if err := p.serveMount(o); err != nil {
+		return err
+	}
+	p.reconcile()
+	return nil
+}
+
+func (p *Pool) serveMount(o MountOptions) error {
 	p.mount.mu.Lock()
 	defer p.mount.mu.Unlock()
 	if p.mount.conn != nil {
@@ -97,6 +113,9 @@ func (p *Pool) Mount(o MountOptions) error {
 		return err
 	}
 	p.mount.conn, p.mount.served = conn, make(chan struct{})
+	if p.mount.device, err = conn.Device(); err != nil {
+		p.log.Warn("the mount has gone already", zap.Error(err)) // somebody was quick
+	}
 	go func() {
 		err := conn.Serve()
 		p.mount.mu.Lock()

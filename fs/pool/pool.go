@@ -16,6 +16,7 @@ import (
 
 	"github.com/croftfs/croft/fs"
 	"github.com/croftfs/croft/fs/state"
+	"github.com/croftfs/croft/fs/transport"
 	"github.com/croftfs/croft/meta"
 	"github.com/croftfs/croft/quota"
 )
@@ -33,6 +34,10 @@ type Options struct {
 	// id. Default: nobody.
 	Keeper func(poolID string) Keeper
 
+	// Bind mounts a volume's root directory on a target: transport.Bind, which is the default. A daemon that others are
+	// to take over from must do that in another process: one that waits for its own mount does not end.
+	Bind func(ctx context.Context, source, target string, flags []string) error
+
 	// RequestStep, when set, is called between the steps of requests that cannot be done twice, so
 	// that a test can end the process there: fs.Options.Step and transport.Options.Step.
 	RequestStep func(opcode uint32, step string)
@@ -49,6 +54,11 @@ func (o *Options) EnsureDefaults() {
 	}
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
+	}
+	if o.Bind == nil {
+		o.Bind = func(_ context.Context, source, target string, flags []string) error {
+			return transport.Bind(source, target, flags)
+		}
 	}
 	if o.RequestStep == nil {
 		o.RequestStep = func(uint32, string) {}
@@ -78,6 +88,7 @@ type Pool struct {
 	bootID          string
 	step            func(name string)
 	requestStep     func(opcode uint32, step string)
+	bind            func(ctx context.Context, source, target string, flags []string) error
 
 	lock                    *os.File
 	root                    *os.File
@@ -103,6 +114,8 @@ type Pool struct {
 	snaps   map[string]*snap   // likewise
 	copying map[*operation]struct{}
 	closed  bool
+
+	published publications
 }
 
 // volume is a volume of an open pool.
@@ -148,10 +161,12 @@ func Open(o Options) (*Pool, error) {
 		step:      o.step,
 
 		requestStep: o.RequestStep,
+		bind:        o.Bind,
 		counting:    make(chan struct{}, countsAtATime),
 		volumes:     make(map[string]*volume),
 		snaps:       make(map[string]*snap),
 		copying:     make(map[*operation]struct{}),
+		published:   make(publications),
 	}
 	if o.Keeper != nil {
 		p.keeper = o.Keeper(id)
@@ -362,6 +377,9 @@ func (p *Pool) describeWith(v *volume, loops map[fileID]loop) Volume {
 		Labels:  record.Labels,
 		Source:  record.Source,
 		Device:  loops[v.file].device,
+	}
+	for _, r := range p.publicationsOf(v.name) {
+		d.Published = append(d.Published, r.Target)
 	}
 	d.Gated, d.Gatings = p.fs.Gated(v.name)
 	switch {

@@ -14,6 +14,9 @@ import (
 // recover reads the records, finishes what a crash has cut in two, and has the
 // volumes served. Those that must be recounted are left waiting: see startCounts.
 func (p *Pool) recover() error {
+	if err := p.loadPublications(); err != nil {
+		return err
+	}
 	records, err := p.store.Volumes()
 	if err != nil {
 		return err

@@ -141,6 +141,8 @@ type Volume struct {
 	Source *Source `json:"source,omitempty"`
 	// Device is the block device that a block volume is attached as; empty when it is not.
 	Device string `json:"device,omitempty"`
+	// Published are the targets that it is published on, by Publish.
+	Published []string `json:"published,omitempty"`
 }
 
 // GateStats is what the gate of a pool's mount does.

@@ -198,6 +198,7 @@ func (p *Pool) serve(v *volume) error {
 		Ledger:       v.ledger,
 		BeforeChange: func() error { return p.markDirty(v) },
 		Counted:      v.count.ended,
+		Group:        p.groupOf(v.name),
 	})
 }
 
@@ -220,6 +221,9 @@ func (p *Pool) Delete(_ context.Context, name string, o DeleteOptions) error {
 }
 
 func (p *Pool) delete(v *volume, force bool) error {
+	if err := p.checkUnpublished(v, force); err != nil {
+		return err
+	}
 	switch {
 	case v.missing:
 	case v.record.Block:

@@ -100,16 +100,25 @@ type MountFilter struct {
 	Mountpoint string // absolute and free of symbolic links, as mountinfo shows it
 }
 
-// Mounts returns the mounts that the filter selects, the latest first: the order in
+// Mounts returns the mounts of Croft that the filter selects, the latest first: the order in
 // which they can be taken away. It reads mountinfo only and sends no request to
 // any filesystem, so it does not hang on a dead mount.
 func Mounts(f MountFilter) ([]MountEntry, error) {
 	setDefault(&f.Name, defaultName)
-	infos, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return m.FSType != "fuse."+f.Name ||
-			f.Source != "" && m.Source != f.Source ||
-			f.Mountpoint != "" && m.Mountpoint != f.Mountpoint, false
+	return mounts(func(m *mountinfo.Info) bool {
+		return m.FSType == "fuse."+f.Name &&
+			(f.Source == "" || m.Source == f.Source) &&
+			(f.Mountpoint == "" || m.Mountpoint == f.Mountpoint)
 	})
+}
+
+// MountsOn is Mounts for whatever is mounted on a mountpoint.
+func MountsOn(mountpoint string) ([]MountEntry, error) {
+	return mounts(func(m *mountinfo.Info) bool { return m.Mountpoint == mountpoint })
+}
+
+func mounts(selects func(*mountinfo.Info) bool) ([]MountEntry, error) {
+	infos, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return !selects(m), false })
 	if err != nil {
 		return nil, fmt.Errorf("read mountinfo: %w", err)
 	}
