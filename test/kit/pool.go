@@ -35,6 +35,7 @@ type Pool struct {
 
 	MountArgs []string // further arguments of `croft mount`
 	Keeper    string   // its --keeper; "none" when empty, so that the daemon is the process itself
+	Node      string   // what the node is called, for `croft node`; empty for `croft mount`
 	Tier      string   // what EachPool has mounted it with
 	Program   string   // what Mount runs; what Binary returns when empty
 
@@ -285,6 +286,9 @@ func (p *Pool) Used(name string) quota.Usage {
 // Socket is the path of the pool's control socket.
 func (p *Pool) Socket() string { return filepath.Join(p.RunDir, p.ID+".sock") }
 
+// CSISocket is the path of the CSI socket of `croft node`.
+func (p *Pool) CSISocket() string { return filepath.Join(p.RunDir, "csi", "csi.sock") }
+
 // Control returns a client of the control socket, whatever the host in its URLs.
 func (p *Pool) Control() *http.Client {
 	return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -312,7 +316,12 @@ func (p *Pool) Mount(env ...string) *Daemon {
 	if keeper == "" {
 		keeper = "none"
 	}
-	args := append([]string{"mount", "--keeper", keeper, "--pool", p.Dir, p.Mnt}, p.MountArgs...)
+	args := []string{"mount", "--keeper", keeper, "--pool", p.Dir, p.Mnt}
+	if p.Node != "" {
+		args = []string{"node", "--keeper", keeper, "--node-id", p.Node, "--endpoint", "unix://" + p.CSISocket(),
+			"--pool", filepath.Base(p.Mnt) + "=" + p.Dir, "--mount-root", filepath.Dir(p.Mnt)}
+	}
+	args = append(args, p.MountArgs...)
 	program := p.Program
 	if program == "" {
 		program = Binary(p.t)

@@ -133,8 +133,8 @@ func (a *App) root() *cobra.Command {
 	root.SetErr(a.Stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%w", err) })
 	group(root)
-	root.AddCommand(a.poolCommand(), a.volumeCommand(), a.snapshotCommand(), a.mountCommand(),
-		a.keeperCommand(), a.probeCommand(), a.checkCommand(), a.requestsCommand(), a.metricsCommand(), a.doctorCommand(), a.versionCommand())
+	root.AddCommand(a.poolCommand(), a.volumeCommand(), a.snapshotCommand(), a.mountCommand(), a.nodeCommand(), a.controllerCommand(),
+		a.keeperCommand(), bindCommand(), a.probeCommand(), a.checkCommand(), a.requestsCommand(), a.metricsCommand(), a.doctorCommand(), a.versionCommand())
 	addCompletion(root)
 	return root
 }

@@ -41,6 +41,8 @@ type mountOptions struct {
 	keeper    string // keeperAuto, keeperNone or a socket
 	keeperFD  int    // of a supervised daemon: its keeper; else -1
 	watchdog  time.Duration
+
+	node *nodeOptions // of croft node; else nil
 }
 
 const (
@@ -51,12 +53,7 @@ const (
 )
 
 func (a *App) mountCommand() *cobra.Command {
-	o := mountOptions{
-		logFormat: newChoice(logConsole, logJSON),
-		logLevel:  newChoice("info", "debug", "warn", "error"),
-		wakeups:   newChoice(string(transport.WakeupsAuto), string(transport.WakeupsFast), string(transport.WakeupsPlain)),
-		tier:      newChoice(tierAuto, string(croftfs.TierDaemon), string(croftfs.TierRead), string(croftfs.TierHold), string(croftfs.TierGate)),
-	}
+	o := newMountOptions()
 	cmd := &cobra.Command{
 		Use:   "mount --pool DIR... MOUNTPOINT...",
 		Short: "Mount pools and serve them: all volumes, one directory each",
@@ -74,8 +71,26 @@ func (a *App) mountCommand() *cobra.Command {
 			return nil, cobra.ShellCompDirectiveFilterDirs
 		},
 	}
+	cmd.Flags().StringArrayVar(&o.pools, "pool", nil, "a pool's directory, once for each pool (default $"+PoolEnv+")")
+	complete(cmd, "pool", a.completePools)
+	o.flags(cmd)
+	cmd.Args = func(_ *cobra.Command, args []string) error { return a.checkMountArgs(&o, args) }
+	cmd.RunE = func(cmd *cobra.Command, args []string) error { return a.runMount(cmd, &o, args) }
+	return cmd
+}
+
+func newMountOptions() mountOptions {
+	return mountOptions{
+		logFormat: newChoice(logConsole, logJSON),
+		logLevel:  newChoice("info", "debug", "warn", "error"),
+		wakeups:   newChoice(string(transport.WakeupsAuto), string(transport.WakeupsFast), string(transport.WakeupsPlain)),
+		tier:      newChoice(tierAuto, string(croftfs.TierDaemon), string(croftfs.TierRead), string(croftfs.TierHold), string(croftfs.TierGate)),
+	}
+}
+
+// flags adds the flags of the commands that mount.
+func (o *mountOptions) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringArrayVar(&o.pools, "pool", nil, "a pool's directory, once for each pool (default $"+PoolEnv+")")
 	f.BoolVar(&o.daemon, "daemon", false, "return when all is mounted, and serve in the background")
 	f.StringVar(&o.logFile, "log-file", "", "append the log to this file (default stderr; "+defaultLogFile+" with --daemon)")
 	f.DurationVar(&o.idleAfter, "idle-after", 5*time.Second, "after that long without changes a volume is synced and recorded clean")
@@ -93,10 +108,6 @@ func (a *App) mountCommand() *cobra.Command {
 	o.tier.flag(cmd, "tier", "", "what the kernel reads and writes by itself: nothing (daemon); files opened for\nreading only (read); files opened for writing as well (gate), whose system calls\nare held while their volume has less than 64 MiB of room; the same, but always\nheld (hold), for tests. auto is gate, read or daemon, the first that works here")
 	o.wakeups.flag(cmd, "wakeups", "", "fast: while requests come fast, idle processors poll instead of sleeping;\nplain: they do not; auto is fast where sleeping costs most, in a virtual machine")
 	complete(cmd, "idle-after", cobra.NoFileCompletions)
-	complete(cmd, "pool", a.completePools)
-	cmd.Args = func(_ *cobra.Command, args []string) error { return a.checkMountArgs(&o, args) }
-	cmd.RunE = func(cmd *cobra.Command, args []string) error { return a.runMount(cmd, &o, args) }
-	return cmd
 }
 
 // checkMountArgs refuses what is wrong whatever the host looks like.
@@ -192,6 +203,9 @@ func (a *App) runMount(cmd *cobra.Command, o *mountOptions, args []string) (err 
 	}
 	if d.keeper != nil {
 		defer d.keeper.Close()
+	}
+	if o.node != nil {
+		d.serve = func() (func(), error) { return a.serveCSI(o.node, d) }
 	}
 	if d.supervised = o.keeperFD >= 0; d.supervised {
 		a.notify = func(string) {} // the supervisor's business

@@ -69,12 +69,19 @@ func waitFailed(cmd *exec.Cmd) error {
 
 // daemonArgs is the command line of the background process. Its log is its stderr.
 func daemonArgs(o *mountOptions, places []place, more ...string) []string {
+	command := "mount"
+	if o.node != nil {
+		command = "node"
+	}
 	args := []string{
-		"mount", "--ready-fd=3",
+		command, "--ready-fd=3",
 		"--log-format=" + o.logFormat.word, "--log-level=" + o.logLevel.word, "--idle-after=" + o.idleAfter.String(),
 		"--tier=" + o.tier.word, "--wakeups=" + o.wakeups.word,
 	}
 	args = append(args, more...)
+	if o.node != nil {
+		return append(args, o.node.args(places)...)
+	}
 	for _, p := range places {
 		args = append(args, "--pool="+p.dir)
 	}

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/croftfs/croft/csi"
 	"github.com/croftfs/croft/fs"
 	"github.com/croftfs/croft/fs/keeper"
 	"github.com/croftfs/croft/fs/pool"
@@ -33,6 +34,7 @@ const (
 // mountedPool is what the daemon needs of a pool; *pool.Pool has it.
 type mountedPool interface {
 	control.Pool
+	csi.Pool
 	Mount(o pool.MountOptions) error
 	Served() <-chan struct{}
 	ServeErr() error
@@ -49,6 +51,9 @@ type server struct {
 	tier      fs.Tier
 	wakeups   transport.Wakeups
 	ready     func(error) // is called with nil when all is mounted
+	// serve begins what else is served when all is mounted, and returns what ends it. Default: nothing is.
+	serve func() (stop func(), err error)
+	still func() // ends what serve has begun
 
 	// keeper is nil when nobody keeps the mounts. A supervised daemon hands over to the next on SIGUSR2,
 	// another one that has a keeper on SIGTERM.
@@ -84,6 +89,18 @@ func (d *server) run(ctx context.Context, places []place) error {
 	}
 	if err := d.start(ctx, places); err != nil {
 		return errors.Join(err, d.abandon())
+	}
+	d.still = func() {}
+	if d.serve != nil {
+		stop, err := d.serve()
+		if err != nil {
+			return errors.Join(err, d.abandon())
+		}
+		d.still = sync.OnceFunc(stop)
+	}
+	defer func() { d.still() }()
+	for _, s := range d.seats {
+		go d.attend(s)
 	}
 	d.began = true
 	d.ready(nil)
@@ -154,14 +171,11 @@ func (d *server) start(ctx context.Context, places []place) error {
 			return fmt.Errorf("mount %s on %s: %w", s.dir, s.mountpoint, err)
 		}
 	}
-	for _, s := range d.seats {
-		go d.attend(s)
-	}
 	return nil
 }
 
 func (d *server) poolOptions(at place) pool.Options {
-	o := pool.Options{Dir: at.dir, Logger: d.log, IdleAfter: d.idleAfter, RequestStep: d.app.killStep()}
+	o := pool.Options{Dir: at.dir, Logger: d.log, IdleAfter: d.idleAfter, RequestStep: d.app.killStep(), Bind: bindElsewhere}
 	if d.keeper != nil {
 		o.Keeper = func(id string) pool.Keeper { return d.keeper.Pool(id) }
 	}
@@ -181,6 +195,7 @@ func (d *server) handOverSignal() os.Signal {
 // handOver leaves the mounts to the next daemon. What takes too long is finished by that one.
 func (d *server) handOver() error {
 	d.app.notify("STOPPING=1\nSTATUS=handing over")
+	d.still()
 	ctx, cancel := context.WithTimeout(context.Background(), controlGrace)
 	defer cancel()
 	var wait sync.WaitGroup
@@ -267,6 +282,7 @@ func (d *server) shut(s *seat) error {
 // stop unmounts everything, and what is in use lazily.
 func (d *server) stop() {
 	d.app.notify("STOPPING=1\nSTATUS=unmounting")
+	d.still()
 	var wait sync.WaitGroup
 	for _, s := range d.seats {
 		wait.Go(func() { d.unmount(s) })

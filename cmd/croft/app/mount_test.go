@@ -52,6 +52,12 @@ func (f *fakeMount) HandOver(context.Context) error {
 	return nil
 }
 
+func (f *fakeMount) Publish(context.Context, string, pool.PublishOptions) error { return nil }
+func (f *fakeMount) Unpublish(context.Context, string, string) error            { return nil }
+func (f *fakeMount) Publications(context.Context, string) ([]pool.Publication, error) {
+	return nil, nil
+}
+
 func (f *fakeMount) called(call string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
