@@ -62,11 +62,11 @@ func (d *Driver) CreateVolume(ctx context.Context, r *csipb.CreateVolumeRequest)
 	if !d.reaches(r.GetAccessibilityRequirements()) {
 		return nil, fmt.Errorf("volume %s: %w: it is to be on another node than %s", w.name, ErrNoPool, d.NodeID)
 	}
-	release, err := d.locks.take(ctx, "volume "+w.own)
+	lock, err := d.lockVolume(w.own)
 	if err != nil {
 		return nil, err
 	}
-	defer release()
+	defer lock.release()
 	if err := d.findSource(ctx, w); err != nil {
 		return nil, err
 	}
@@ -75,7 +75,7 @@ func (d *Driver) CreateVolume(ctx context.Context, r *csipb.CreateVolumeRequest)
 	case err == nil:
 		err = d.differs(w, p, v)
 	case errors.Is(err, pool.ErrNotFound):
-		p, v, err = d.make(ctx, w)
+		p, v, err = d.make(ctx, w, lock)
 	}
 	if err != nil {
 		return nil, err
@@ -147,10 +147,10 @@ func (d *Driver) findSource(ctx context.Context, w *wish) (err error) {
 	return nil
 }
 
-// make makes the volume. The name is free.
-func (d *Driver) make(ctx context.Context, w *wish) (Pool, pool.Volume, error) {
+// make makes the volume. The name is free, and locked.
+func (d *Driver) make(ctx context.Context, w *wish, lock *hold) (Pool, pool.Volume, error) {
 	if w.source != nil {
-		return d.clone(ctx, w)
+		return d.clone(ctx, w, lock)
 	}
 	p, _, err := d.roomiest(ctx, w.params.pool)
 	if err != nil {
@@ -167,7 +167,7 @@ func (d *Driver) make(ctx context.Context, w *wish) (Pool, pool.Volume, error) {
 	return p, v, err
 }
 
-func (d *Driver) clone(ctx context.Context, w *wish) (Pool, pool.Volume, error) {
+func (d *Driver) clone(ctx context.Context, w *wish, lock *hold) (Pool, pool.Volume, error) {
 	usual := w.sourceVolume.Limit.Bytes
 	if w.snap != "" {
 		usual = w.sourceSnapshot.Limit.Bytes
@@ -178,7 +178,7 @@ func (d *Driver) clone(ctx context.Context, w *wish) (Pool, pool.Volume, error) 
 	}
 	o := pool.CloneOptions{Volume: w.volume, Snapshot: w.snap, Bytes: bytes, Inodes: w.params.inodes, Wipe: w.params.wipe,
 		Labels: map[string]string{LabelName: w.name}}
-	err = d.copies.do(ctx, "volume "+w.own, func(ctx context.Context) error {
+	err = d.copies.do(ctx, lock, func(ctx context.Context) error {
 		_, err := w.from.Clone(ctx, w.own, o)
 		return err
 	})
@@ -186,9 +186,6 @@ func (d *Driver) clone(ctx context.Context, w *wish) (Pool, pool.Volume, error) 
 		return nil, pool.Volume{}, err
 	}
 	v, err := w.from.Volume(ctx, w.own)
-	if err == nil {
-		err = d.differs(w, w.from, v) // a copy that was under way may have been another call's
-	}
 	return w.from, v, err
 }
 
@@ -248,11 +245,11 @@ func (d *Driver) DeleteVolume(ctx context.Context, r *csipb.DeleteVolumeRequest)
 	case err != nil:
 		return nil, err
 	}
-	release, err := d.locks.take(ctx, "volume "+name)
+	lock, err := d.lockVolume(name)
 	if err != nil {
 		return nil, err
 	}
-	defer release()
+	defer lock.release()
 	if err := p.Delete(ctx, name, pool.DeleteOptions{}); err != nil && !errors.Is(err, pool.ErrNotFound) {
 		return nil, err
 	}
@@ -377,6 +374,11 @@ func (d *Driver) ControllerModifyVolume(ctx context.Context, r *csipb.Controller
 	if err := params.parse(r.GetMutableParameters(), ParameterInodes); err != nil {
 		return nil, err
 	}
+	lock, err := d.lockVolume(v.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.release()
 	switch {
 	case params.inodes == 0:
 	case v.Kind == pool.KindBlock:

@@ -213,6 +213,9 @@ func (d *Driver) idOfVolume(p Pool, v pool.Volume) string {
 	return idOf(p.Info().ID, v.Name)
 }
 
+// lockVolume is for the calls that make, change or delete a volume, by what it is called in its pool.
+func (d *Driver) lockVolume(own string) (*hold, error) { return d.locks.take("volume " + own) }
+
 func (d *Driver) topology() []*csipb.Topology {
 	return []*csipb.Topology{{Segments: map[string]string{TopologyKey: d.NodeID}}}
 }
@@ -260,5 +263,5 @@ func roomIn(ctx context.Context, p Pool) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return c.Free, nil
+	return c.Available, nil
 }

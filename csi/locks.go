@@ -4,64 +4,68 @@ import (
 	"context"
 	"fmt"
 	"sync"
-
-	"golang.org/x/sync/singleflight"
 )
 
-// locks has calls about the same thing go one after the other.
+// locks refuse a call about what another call is under way for (CSI spec, "Concurrency").
 type locks struct {
-	mu   sync.Mutex               // guards held
-	held map[string]chan struct{} // closed when it is let go of
+	mu   sync.Mutex // guards held, and hold.users
+	held map[string]bool
 }
 
-// take waits until nobody has key, or returns ErrPending when ctx ends before that.
-func (l *locks) take(ctx context.Context, key string) (release func(), err error) {
-	for {
-		l.mu.Lock()
-		other := l.held[key]
-		if other == nil {
-			if l.held == nil {
-				l.held = make(map[string]chan struct{})
-			}
-			mine := make(chan struct{})
-			l.held[key] = mine
-			l.mu.Unlock()
-			return func() {
-				l.mu.Lock()
-				delete(l.held, key)
-				l.mu.Unlock()
-				close(mine)
-			}, nil
-		}
-		l.mu.Unlock()
-		select {
-		case <-other:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("%s: %w", key, ErrPending)
-		}
+// hold is a lock that somebody has. The last of its users lets go of it.
+type hold struct {
+	of    *locks
+	key   string
+	users int
+}
+
+// take locks key, or returns ErrPending.
+func (l *locks) take(key string) (*hold, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held[key] {
+		return nil, fmt.Errorf("%s: %w", key, ErrPending)
+	}
+	if l.held == nil {
+		l.held = make(map[string]bool)
+	}
+	l.held[key] = true
+	return &hold{of: l, key: key, users: 1}, nil
+}
+
+// share has the lock last until release is called once more.
+func (h *hold) share() {
+	h.of.mu.Lock()
+	defer h.of.mu.Unlock()
+	h.users++
+}
+
+func (h *hold) release() {
+	h.of.mu.Lock()
+	defer h.of.mu.Unlock()
+	if h.users--; h.users == 0 {
+		delete(h.of.held, h.key)
 	}
 }
 
-// copies are what goes on when its caller has gone.
+// copies are what goes on when its caller has gone: a call's deadline may be shorter than any copy of a large volume takes.
 type copies struct {
 	ctx     context.Context // ends with the driver
-	group   singleflight.Group
 	running sync.WaitGroup
 }
 
-// do has fn run to its end, once at a time for a key, and waits for that as long as ctx lasts: then ErrPending.
-func (c *copies) do(ctx context.Context, key string, fn func(context.Context) error) error {
-	c.running.Add(1)
-	done := c.group.DoChan(key, func() (any, error) { return nil, fn(c.ctx) })
+// do has fn run to its end under a lock, and waits for that as long as ctx lasts: then ErrPending.
+func (c *copies) do(ctx context.Context, h *hold, fn func(context.Context) error) error {
+	h.share()
 	ended := make(chan error, 1)
-	go func() {
-		defer c.running.Done()
-		ended <- (<-done).Err
-	}()
+	c.running.Go(func() {
+		defer h.release()
+		ended <- fn(c.ctx)
+	})
 	select {
 	case err := <-ended:
 		return err
 	case <-ctx.Done():
-		return fmt.Errorf("%s: %w", key, ErrPending)
+		return fmt.Errorf("%s: %w", h.key, ErrPending)
 	}
 }

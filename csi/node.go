@@ -53,11 +53,11 @@ func (d *Driver) NodePublishVolume(ctx context.Context, r *csipb.NodePublishVolu
 	if err != nil {
 		return nil, err
 	}
-	release, err := d.locks.take(ctx, "publications of "+r.GetVolumeId())
+	lock, err := d.lockTarget(r.GetVolumeId(), target)
 	if err != nil {
 		return nil, err
 	}
-	defer release()
+	defer lock.release()
 	find := d.volume
 	if r.GetVolumeContext()[kubernetesEphemeral] == "true" {
 		find = func(ctx context.Context, _ string) (Pool, pool.Volume, error) { return d.makeEphemeral(ctx, r, a.kind) }
@@ -94,6 +94,11 @@ func (d *Driver) checkTarget(id, target string) (string, error) {
 		return "", fmt.Errorf("%w: target_path %s is not below %s", ErrArgument, target, strings.Join(d.TargetRoots, " or "))
 	}
 	return target, nil
+}
+
+// lockTarget is for the calls that publish a volume there, or take it away.
+func (d *Driver) lockTarget(id, target string) (*hold, error) {
+	return d.locks.take("volume " + id + " on " + target)
 }
 
 // makeEphemeral returns the inline volume of a pod, which it creates when it is not there.
@@ -135,11 +140,11 @@ func (d *Driver) NodeUnpublishVolume(ctx context.Context, r *csipb.NodeUnpublish
 	if err != nil {
 		return nil, err
 	}
-	release, err := d.locks.take(ctx, "publications of "+id)
+	lock, err := d.lockTarget(id, target)
 	if err != nil {
 		return nil, err
 	}
-	defer release()
+	defer lock.release()
 	p, v, err := d.ephemeral(ctx, id)
 	ephemeral := err == nil
 	name := v.Name
@@ -256,6 +261,11 @@ func (d *Driver) NodeExpandVolume(ctx context.Context, r *csipb.NodeExpandVolume
 	if err != nil {
 		return nil, err
 	}
+	lock, err := d.lockVolume(v.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.release()
 	switch {
 	case v.Limit.Bytes >= want.least && want.most > 0 && v.Limit.Bytes > want.most:
 		return nil, fmt.Errorf("volume %s: %w: it has %d bytes, and cannot shrink to %d", v.Name, ErrRange, v.Limit.Bytes, want.most)

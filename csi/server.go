@@ -12,6 +12,7 @@ import (
 	"time"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
@@ -32,6 +33,16 @@ type Server struct {
 	log    *zap.Logger
 	grpc   *grpc.Server
 	ended  chan struct{}
+	calls  *prometheus.HistogramVec
+}
+
+// newCalls makes the metric of calls. The buckets are from what a call without work takes to a sidecar's patience.
+func newCalls() *prometheus.HistogramVec {
+	return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "croft_csi_call_seconds",
+		Help:    "How long CSI calls took, by method and by the status code of the answer.",
+		Buckets: []float64{0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100},
+	}, []string{"method", "code"})
 }
 
 // SocketPath returns the path of an endpoint as COs write it: unix:///run/csi.sock, unix:/run/csi.sock or the path itself.
@@ -43,6 +54,9 @@ func SocketPath(endpoint string) (string, error) {
 	return at, nil
 }
 
+// Calls is the metric of all calls.
+func (s *Server) Calls() prometheus.Collector { return s.calls }
+
 // Listen serves a plugin on a socket in the background. The socket's directory is made, 0700, when it is absent. A
 // socket that nobody listens on is replaced.
 func Listen(p Plugin, socket string, log *zap.Logger) (*Server, error) {
@@ -53,7 +67,7 @@ func Listen(p Plugin, socket string, log *zap.Logger) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CSI socket %s: %w", socket, err)
 	}
-	s := &Server{socket: socket, log: log, ended: make(chan struct{})}
+	s := &Server{socket: socket, log: log, ended: make(chan struct{}), calls: newCalls()}
 	s.grpc = grpc.NewServer(grpc.UnaryInterceptor(s.intercept))
 	csipb.RegisterIdentityServer(s.grpc, p)
 	csipb.RegisterControllerServer(s.grpc, p)
@@ -100,7 +114,8 @@ func (s *Server) Shutdown(ctx context.Context) {
 	<-s.ended
 }
 
-// intercept makes errors statuses and logs calls: never what is in them, where there may be secrets.
+// intercept makes errors statuses, measures and logs calls: never what is in them, where there may be secrets, but for
+// what they are about.
 func (s *Server) intercept(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (answer any, err error) {
 	method := path.Base(info.FullMethod)
 	begun := time.Now()
@@ -109,13 +124,40 @@ func (s *Server) intercept(ctx context.Context, request any, info *grpc.UnarySer
 			s.log.Error("panic", zap.String("method", method), zap.Any("fault", fault), zap.ByteString("stack", debug.Stack()))
 			answer, err = nil, status.Errorf(codes.Internal, "%s: a fault of the driver: its log tells more", method)
 		}
+		took, code := time.Since(begun), status.Code(err)
+		s.calls.WithLabelValues(method, code.String()).Observe(took.Seconds())
+		log := s.log.Debug
+		if code == codes.Internal || code == codes.Unknown {
+			log = s.log.Error
+		}
+		log("call", append(subject(request), zap.String("method", method), zap.Stringer("code", code), zap.Duration("took", took), zap.Error(err))...)
 	}()
 	answer, err = handle(ctx, request)
-	err = asStatus(err)
-	log := s.log.Debug
-	if code := status.Code(err); code == codes.Internal || code == codes.Unknown {
-		log = s.log.Error
+	return answer, asStatus(err)
+}
+
+// subject is what a request is about.
+func subject(request any) []zap.Field {
+	var fields []zap.Field
+	add := func(key, value string) {
+		if value != "" {
+			fields = append(fields, zap.String(key, value))
+		}
 	}
-	log("call", zap.String("method", method), zap.Duration("took", time.Since(begun)), zap.Error(err))
-	return answer, err
+	if r, ok := request.(interface{ GetVolumeId() string }); ok {
+		add("volume", r.GetVolumeId())
+	}
+	if r, ok := request.(interface{ GetName() string }); ok {
+		add("name", r.GetName())
+	}
+	if r, ok := request.(interface{ GetSourceVolumeId() string }); ok {
+		add("source_volume", r.GetSourceVolumeId())
+	}
+	if r, ok := request.(interface{ GetSnapshotId() string }); ok {
+		add("snapshot", r.GetSnapshotId())
+	}
+	if r, ok := request.(interface{ GetTargetPath() string }); ok {
+		add("target", r.GetTargetPath())
+	}
+	return fields
 }

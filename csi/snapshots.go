@@ -23,16 +23,16 @@ func (d *Driver) CreateSnapshot(ctx context.Context, r *csipb.CreateSnapshotRequ
 	if err := none.parse(r.GetParameters()); err != nil {
 		return nil, err
 	}
-	release, err := d.locks.take(ctx, "snapshot "+name)
+	own := ownName(name)
+	lock, err := d.lockSnapshot(own)
 	if err != nil {
 		return nil, err
 	}
-	defer release()
-	own := ownName(name)
+	defer lock.release()
 	// One that exists is looked for first: its source may be gone.
 	p, s, err := d.findSnapshot(ctx, own)
 	if errors.Is(err, pool.ErrSnapshotNotFound) {
-		p, s, err = d.makeSnapshot(ctx, r, own)
+		p, s, err = d.makeSnapshot(ctx, r, own, lock)
 	}
 	if err == nil {
 		err = d.snapshotDiffers(r, p, s)
@@ -43,7 +43,7 @@ func (d *Driver) CreateSnapshot(ctx context.Context, r *csipb.CreateSnapshotRequ
 	return &csipb.CreateSnapshotResponse{Snapshot: d.describeSnapshot(p, s)}, nil
 }
 
-func (d *Driver) makeSnapshot(ctx context.Context, r *csipb.CreateSnapshotRequest, own string) (Pool, pool.Snapshot, error) {
+func (d *Driver) makeSnapshot(ctx context.Context, r *csipb.CreateSnapshotRequest, own string, lock *hold) (Pool, pool.Snapshot, error) {
 	p, v, err := d.volume(ctx, r.GetSourceVolumeId())
 	switch {
 	case err != nil:
@@ -52,7 +52,7 @@ func (d *Driver) makeSnapshot(ctx context.Context, r *csipb.CreateSnapshotReques
 		return nil, pool.Snapshot{}, fmt.Errorf("snapshot %s: %w: it is to be on another node than %s", r.GetName(), ErrNoPool, d.NodeID)
 	}
 	o := pool.SnapshotOptions{Volume: v.Name, Labels: map[string]string{LabelName: r.GetName()}}
-	err = d.copies.do(ctx, "snapshot "+r.GetName(), func(ctx context.Context) error {
+	err = d.copies.do(ctx, lock, func(ctx context.Context) error {
 		_, err := p.CreateSnapshot(ctx, own, o)
 		return err
 	})
@@ -62,6 +62,9 @@ func (d *Driver) makeSnapshot(ctx context.Context, r *csipb.CreateSnapshotReques
 	s, err := p.Snapshot(ctx, own)
 	return p, s, err
 }
+
+// lockSnapshot is for the calls that make or delete a snapshot, by what it is called in its pool.
+func (d *Driver) lockSnapshot(own string) (*hold, error) { return d.locks.take("snapshot " + own) }
 
 // snapshotDiffers returns ErrDiffers when a snapshot is not what is asked for.
 func (d *Driver) snapshotDiffers(r *csipb.CreateSnapshotRequest, p Pool, s pool.Snapshot) error {
@@ -113,6 +116,11 @@ func (d *Driver) DeleteSnapshot(ctx context.Context, r *csipb.DeleteSnapshotRequ
 	case err != nil:
 		return nil, err
 	}
+	lock, err := d.lockSnapshot(name)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.release()
 	if err := p.DeleteSnapshot(ctx, name); err != nil && !errors.Is(err, pool.ErrSnapshotNotFound) {
 		return nil, err
 	}

@@ -35,6 +35,8 @@ type Volume struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	// Source is what it was made from, nil when it began empty.
 	Source *Source `json:"source,omitempty"`
+	// Family is common to all that were copied from one volume, or from copies of it; empty in that volume itself.
+	Family string `json:"family,omitempty"`
 }
 
 // Source names the volume or the snapshot that something was made from; one of the names is empty.
@@ -52,6 +54,8 @@ type Snapshot struct {
 	Name   string `json:"name"`
 	State  State  `json:"state"`
 	Source Source `json:"source"`
+	// Family is the volume's, as in Volume; never empty.
+	Family string `json:"family"`
 	// Created is the moment that it shows.
 	Created time.Time `json:"created"`
 	// Used is what its tree is charged, Limit the source's at that moment.

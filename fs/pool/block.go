@@ -129,6 +129,11 @@ func (p *Pool) resizeBlock(v *volume, o ResizeOptions) error {
 		if err := p.needRoom(quota.Usage{Bytes: limit.Bytes - old.Bytes}); err != nil {
 			return err
 		}
+		release, err := p.promise(limit.Bytes - old.Bytes)
+		if err != nil {
+			return err
+		}
+		defer release()
 		if err := p.growBlock(v.name, limit.Bytes); err != nil {
 			return errors.Join(err, p.openBlock(v)) // takes back what was allocated
 		}

@@ -34,6 +34,7 @@ type origin struct {
 	snap   *snap   // which Pool.useSnap has given
 
 	source      meta.Source
+	family      string
 	block, wipe bool
 	limit       quota.Usage
 	fixed       bool // meta.Volume.InodesFixed
@@ -69,8 +70,13 @@ func (p *Pool) Clone(ctx context.Context, name string, o CloneOptions) (Volume, 
 	if err != nil {
 		return Volume{}, fmt.Errorf("volume %s: %w", name, err)
 	}
+	releasePromise, err := p.promise(record.Limit.Bytes)
+	if err != nil {
+		return Volume{}, fmt.Errorf("volume %s: %w", name, err)
+	}
+	defer releasePromise()
 	op := &operation{Operation: Operation{Kind: OperationClone, Name: name, Source: describeSource(from.source),
-		TotalEntries: from.used.Inodes, TotalBytes: from.used.Bytes}, commit: record.Limit}
+		TotalEntries: from.used.Inodes, TotalBytes: from.used.Bytes}}
 	ctx, end, err := p.begin(ctx, op)
 	if err != nil {
 		return Volume{}, err
@@ -111,7 +117,7 @@ func (p *Pool) origin(o CloneOptions) (from *origin, release func(), err error) 
 			return nil, nil, err
 		}
 		r := p.recordOf(v)
-		return &origin{volume: v, source: sourceOf(r), block: r.Block, wipe: r.Wipe, fixed: r.InodesFixed}, func() {}, nil
+		return &origin{volume: v, source: sourceOf(r), family: familyOf(r), block: r.Block, wipe: r.Wipe, fixed: r.InodesFixed}, func() {}, nil
 	}
 	s, err := p.findSnap(o.Snapshot)
 	if err != nil {
@@ -124,7 +130,7 @@ func (p *Pool) origin(o CloneOptions) (from *origin, release func(), err error) 
 	}
 	s.users++
 	r := s.record
-	from = &origin{snap: s, source: meta.Source{Snapshot: r.Name, Created: r.Created}, block: r.Block, wipe: r.Wipe,
+	from = &origin{snap: s, source: meta.Source{Snapshot: r.Name, Created: r.Created}, family: r.Family, block: r.Block, wipe: r.Wipe,
 		limit: r.Limit, fixed: r.InodesFixed, used: r.Used}
 	return from, func() {
 		p.mu.Lock()
@@ -176,7 +182,7 @@ func (p *Pool) cloneRecord(name string, o CloneOptions, from *origin) (meta.Volu
 	}
 	source := from.source
 	return meta.Volume{Name: name, Limit: limit, InodesFixed: fixed, Created: now(), Block: from.block,
-		Wipe: o.Wipe || from.wipe, Labels: o.Labels, Source: &source}, nil
+		Wipe: o.Wipe || from.wipe, Labels: o.Labels, Source: &source, Family: from.family}, nil
 }
 
 // fits returns ErrBelowUse with the figures when limit is below what the source uses.

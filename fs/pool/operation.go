@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/croftfs/croft/fs/copytree"
-	"github.com/croftfs/croft/quota"
 )
 
 // Operation is a copying that is under way.
@@ -36,7 +35,6 @@ const (
 type operation struct {
 	Operation
 	progress copytree.Progress
-	commit   quota.Usage // counted in Capacity.Committed meanwhile
 }
 
 // begin registers an operation. The context that it returns ends with the caller's and with the pool, which is not
@@ -86,39 +84,6 @@ func (p *Pool) making(kind, name string) bool {
 		}
 	}
 	return false
-}
-
-// Capacity is how much of a pool's disk there is, and how much of it is promised. All are in bytes.
-type Capacity struct {
-	// Total is the size of the backing filesystem, Free what is free on it now.
-	Total uint64 `json:"total"`
-	Free  uint64 `json:"free"`
-	// Committed is the sum of the limits of all volumes and of what all snapshots use. Where it is not above
-	// what the pool may use of Total, every volume can be filled to its limit.
-	Committed uint64 `json:"committed"`
-}
-
-// Capacity tells how much there is and how much is promised.
-func (p *Pool) Capacity(context.Context) (Capacity, error) {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(p.root.Fd()), &st); err != nil {
-		return Capacity{}, fmt.Errorf("pool %s: statfs: %w", p.dir, err)
-	}
-	c := Capacity{Total: st.Blocks * uint64(st.Bsize), Free: st.Bavail * uint64(st.Bsize)}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var sum quota.Usage
-	for _, v := range p.volumes {
-		sum = sum.Add(v.record.Limit)
-	}
-	for _, s := range p.snaps {
-		sum = sum.Add(s.record.Used)
-	}
-	for op := range p.copying {
-		sum = sum.Add(op.commit)
-	}
-	c.Committed = sum.Bytes
-	return c, nil
 }
 
 // asNoRoom makes a full disk an ErrNoRoom.

@@ -28,6 +28,11 @@ type Options struct {
 	// IdleAfter is how long a volume must not have changed before it is synced
 	// and recorded clean. Default 5 s.
 	IdleAfter time.Duration
+	// Overcommit bounds the sum of all limits, and of what snapshots use: that many times what the pool can hold. With 1 every volume can be
+	// filled to its limit. 0, the default, is for any sum.
+	Overcommit float64
+	// Spare is the share of the disk, from 0 to below 1, that is not for volumes. Default 0.
+	Spare float64
 	// Logger takes what happens in the background. Default: none.
 	Logger *zap.Logger
 	// Keeper returns who keeps what is to outlive this process, for the pool of that
@@ -77,6 +82,12 @@ func (o *Options) Validate() error {
 	if o.IdleAfter < 0 {
 		faults = append(faults, fmt.Errorf("%w: idle time %s is negative", ErrInvalid, o.IdleAfter))
 	}
+	if o.Overcommit != 0 && !(o.Overcommit >= 1 && o.Overcommit <= MaxOvercommit) {
+		faults = append(faults, fmt.Errorf("%w: overcommit %v: it is from 1 to %d, or 0 for any sum of limits", ErrInvalid, o.Overcommit, MaxOvercommit))
+	}
+	if !(o.Spare >= 0 && o.Spare < 1) {
+		faults = append(faults, fmt.Errorf("%w: spare share %v: it is from 0 to below 1", ErrInvalid, o.Spare))
+	}
 	return errors.Join(faults...)
 }
 
@@ -86,6 +97,8 @@ type Pool struct {
 	log             *zap.Logger
 	idleAfter       time.Duration
 	bootID          string
+	overcommit      float64
+	spare           float64
 	step            func(name string)
 	requestStep     func(opcode uint32, step string)
 	bind            func(ctx context.Context, source, target string, flags []string) error
@@ -114,7 +127,8 @@ type Pool struct {
 	snaps   map[string]*snap   // likewise
 	copying map[*operation]struct{}
 	closed  bool
-
+	// promised is what is committed and not recorded yet, in bytes.
+	promised  uint64
 	published publications
 }
 
@@ -160,6 +174,8 @@ func Open(o Options) (*Pool, error) {
 		idleAfter: o.IdleAfter,
 		step:      o.step,
 
+		overcommit:  o.Overcommit,
+		spare:       o.Spare,
 		requestStep: o.RequestStep,
 		bind:        o.Bind,
 		counting:    make(chan struct{}, countsAtATime),

@@ -103,14 +103,19 @@ func (p *Pool) CreateSnapshot(ctx context.Context, name string, o SnapshotOption
 		return Snapshot{}, err
 	}
 	r := p.recordOf(v)
+	release, err := p.promise(used.Bytes)
+	if err != nil {
+		return Snapshot{}, fmt.Errorf("snapshot %s: %w", name, err)
+	}
+	defer release()
 	op := &operation{Operation: Operation{Kind: OperationSnapshot, Name: name, Source: describeSource(sourceOf(r)),
-		TotalEntries: used.Inodes, TotalBytes: used.Bytes}, commit: used}
+		TotalEntries: used.Inodes, TotalBytes: used.Bytes}}
 	ctx, end, err := p.begin(ctx, op)
 	if err != nil {
 		return Snapshot{}, err
 	}
 	defer end()
-	record := meta.Snapshot{Name: name, State: meta.StateCreating, Source: sourceOf(r), Block: r.Block, Wipe: r.Wipe,
+	record := meta.Snapshot{Name: name, State: meta.StateCreating, Source: sourceOf(r), Family: familyOf(r), Block: r.Block, Wipe: r.Wipe,
 		Labels: o.Labels}
 	s, err := p.createSnapshot(ctx, record, v, op)
 	if err != nil {

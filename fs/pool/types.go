@@ -62,6 +62,8 @@ const (
 	MinBytes = 1 << 20
 	// MaxBytes is the largest byte limit.
 	MaxBytes = 1 << 62
+	// MaxOvercommit is the largest Options.Overcommit.
+	MaxOvercommit = 1000
 	// MaxLabels is how long the names and values of all labels of a volume or a snapshot may be, in bytes.
 	MaxLabels = 4 << 10
 	// BytesPerInode gives a volume's inode limit where none is named: mkfs.ext4's ratio.

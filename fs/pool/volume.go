@@ -81,6 +81,11 @@ func (p *Pool) Create(_ context.Context, name string, o CreateOptions) (Volume, 
 	if err := p.needRoom(need); err != nil {
 		return Volume{}, fmt.Errorf("volume %s: %w", name, err)
 	}
+	release, err := p.promise(limit.Bytes)
+	if err != nil {
+		return Volume{}, fmt.Errorf("volume %s: %w", name, err)
+	}
+	defer release()
 	v, err := p.create(record, fill)
 	if err != nil {
 		return Volume{}, fmt.Errorf("volume %s: %w", name, err)
@@ -337,6 +342,13 @@ func (p *Pool) resize(v *volume, o ResizeOptions) error {
 	limit, err := p.limitOf(bytes, inodes)
 	if err != nil {
 		return err
+	}
+	if limit.Bytes > old.Bytes {
+		release, err := p.promise(limit.Bytes - old.Bytes)
+		if err != nil {
+			return err
+		}
+		defer release()
 	}
 	lowered := quota.Usage{Bytes: min(old.Bytes, limit.Bytes), Inodes: min(old.Inodes, limit.Inodes)}
 	if err := p.setLimit(v, lowered); err != nil {

@@ -14,7 +14,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
 
 	croftfs "github.com/croftfs/croft/fs"
@@ -33,9 +32,9 @@ type mountOptions struct {
 	daemon    bool
 	readyFD   int // in the background process: where to tell the foreground one; else -1
 	logFile   string
-	logFormat *choice
-	logLevel  *choice
+	log       logOptions
 	idleAfter time.Duration
+	promise   promise
 	tier      *choice
 	wakeups   *choice
 	keeper    string // keeperAuto, keeperNone or a socket
@@ -43,6 +42,12 @@ type mountOptions struct {
 	watchdog  time.Duration
 
 	node *nodeOptions // of croft node; else nil
+}
+
+// promise bounds the sum of the limits of a pool's volumes: pool.Options.
+type promise struct {
+	overcommit float64
+	spare      float64 // percent
 }
 
 const (
@@ -81,10 +86,9 @@ func (a *App) mountCommand() *cobra.Command {
 
 func newMountOptions() mountOptions {
 	return mountOptions{
-		logFormat: newChoice(logConsole, logJSON),
-		logLevel:  newChoice("info", "debug", "warn", "error"),
-		wakeups:   newChoice(string(transport.WakeupsAuto), string(transport.WakeupsFast), string(transport.WakeupsPlain)),
-		tier:      newChoice(tierAuto, string(croftfs.TierDaemon), string(croftfs.TierRead), string(croftfs.TierHold), string(croftfs.TierGate)),
+		log:     newLogOptions(),
+		wakeups: newChoice(string(transport.WakeupsAuto), string(transport.WakeupsFast), string(transport.WakeupsPlain)),
+		tier:    newChoice(tierAuto, string(croftfs.TierDaemon), string(croftfs.TierRead), string(croftfs.TierHold), string(croftfs.TierGate)),
 	}
 }
 
@@ -94,6 +98,8 @@ func (o *mountOptions) flags(cmd *cobra.Command) {
 	f.BoolVar(&o.daemon, "daemon", false, "return when all is mounted, and serve in the background")
 	f.StringVar(&o.logFile, "log-file", "", "append the log to this file (default stderr; "+defaultLogFile+" with --daemon)")
 	f.DurationVar(&o.idleAfter, "idle-after", 5*time.Second, "after that long without changes a volume is synced and recorded clean")
+	f.Float64Var(&o.promise.overcommit, "overcommit", o.promise.overcommit, "how many times what a pool can hold the limits of its volumes may be in all; with 1\nevery volume can be filled; 0: any sum")
+	f.Float64Var(&o.promise.spare, "spare", o.promise.spare, "percent of a pool's disk that --overcommit does not promise")
 	f.IntVar(&o.readyFD, "ready-fd", -1, "")
 	f.IntVar(&o.keeperFD, "keeper-fd", -1, "")
 	f.DurationVar(&o.watchdog, "watchdog", time.Minute, "")
@@ -103,11 +109,12 @@ func (o *mountOptions) flags(cmd *cobra.Command) {
 		}
 	}
 	f.StringVar(&o.keeper, "keeper", keeperAuto, "who keeps the mounts when the daemon dies, for the next: the command itself, which\nstarts it (auto); the keeper at that socket; nobody (none)")
-	o.logFormat.flag(cmd, "log-format", "", "form of the log")
-	o.logLevel.flag(cmd, "log-level", "", "least level of what is logged")
+	o.log.flags(cmd)
 	o.tier.flag(cmd, "tier", "", "what the kernel reads and writes by itself: nothing (daemon); files opened for\nreading only (read); files opened for writing as well (gate), whose system calls\nare held while their volume has less than 64 MiB of room; the same, but always\nheld (hold), for tests. auto is gate, read or daemon, the first that works here")
 	o.wakeups.flag(cmd, "wakeups", "", "fast: while requests come fast, idle processors poll instead of sleeping;\nplain: they do not; auto is fast where sleeping costs most, in a virtual machine")
-	complete(cmd, "idle-after", cobra.NoFileCompletions)
+	for _, name := range []string{"idle-after", "overcommit", "spare"} {
+		complete(cmd, name, cobra.NoFileCompletions)
+	}
 }
 
 // checkMountArgs refuses what is wrong whatever the host looks like.
@@ -124,6 +131,10 @@ func (a *App) checkMountArgs(o *mountOptions, mountpoints []string) error {
 		return usage("--keeper: %s, %s, or the socket of a `croft keeper`", keeperAuto, keeperNone)
 	case o.watchdog < 0:
 		return usage("--watchdog %s: how long a mount may not answer, or 0", o.watchdog)
+	case o.promise.overcommit != 0 && !(o.promise.overcommit >= 1 && o.promise.overcommit <= pool.MaxOvercommit):
+		return usage("--overcommit %v: it is from 1 to %d, or 0 for any sum of limits", o.promise.overcommit, pool.MaxOvercommit)
+	case !(o.promise.spare >= 0 && o.promise.spare < 100):
+		return usage("--spare %v: percent, from 0 to below 100", o.promise.spare)
 	case o.idleAfter <= 0:
 		return usage("--idle-after %s: it must be more than 0", o.idleAfter)
 	}
@@ -171,10 +182,6 @@ func (a *App) runMount(cmd *cobra.Command, o *mountOptions, args []string) (err 
 	if o.daemon {
 		return a.startDaemon(cmd.Context(), o, places)
 	}
-	level, err := zapcore.ParseLevel(o.logLevel.word)
-	if err != nil {
-		return err
-	}
 	log := a.Stderr
 	if o.logFile != "" {
 		file, err := openLog(o.logFile)
@@ -184,7 +191,10 @@ func (a *App) runMount(cmd *cobra.Command, o *mountOptions, args []string) (err 
 		defer file.Close()
 		log = file
 	}
-	logger := newLogger(log, o.logFormat.word, level)
+	logger, err := o.log.logger(log)
+	if err != nil {
+		return err
+	}
 	if err := unix.Chdir("/"); err != nil { // keep no directory busy, least of all a mountpoint
 		return fmt.Errorf("chdir /: %w", err)
 	}
@@ -195,6 +205,7 @@ func (a *App) runMount(cmd *cobra.Command, o *mountOptions, args []string) (err 
 		app:       a,
 		log:       logger,
 		idleAfter: o.idleAfter,
+		promise:   o.promise,
 		ready:     ready,
 		wakeups:   transport.Wakeups(o.wakeups.word),
 	}

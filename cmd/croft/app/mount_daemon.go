@@ -74,11 +74,11 @@ func daemonArgs(o *mountOptions, places []place, more ...string) []string {
 		command = "node"
 	}
 	args := []string{
-		command, "--ready-fd=3",
-		"--log-format=" + o.logFormat.word, "--log-level=" + o.logLevel.word, "--idle-after=" + o.idleAfter.String(),
+		command, "--ready-fd=3", "--idle-after=" + o.idleAfter.String(),
+		fmt.Sprintf("--overcommit=%v", o.promise.overcommit), fmt.Sprintf("--spare=%v", o.promise.spare),
 		"--tier=" + o.tier.word, "--wakeups=" + o.wakeups.word,
 	}
-	args = append(args, more...)
+	args = append(append(args, o.log.args()...), more...)
 	if o.node != nil {
 		return append(args, o.node.args(places)...)
 	}

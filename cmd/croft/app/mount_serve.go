@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
@@ -48,12 +49,14 @@ type server struct {
 	app       *App
 	log       *zap.Logger
 	idleAfter time.Duration
+	promise   promise
 	tier      fs.Tier
 	wakeups   transport.Wakeups
 	ready     func(error) // is called with nil when all is mounted
 	// serve begins what else is served when all is mounted, and returns what ends it. Default: nothing is.
-	serve func() (stop func(), err error)
-	still func() // ends what serve has begun
+	serve   func() (stop func(), err error)
+	still   func()               // ends what serve has begun
+	metrics *prometheus.Registry // of what serve serves
 
 	// keeper is nil when nobody keeps the mounts. A supervised daemon hands over to the next on SIGUSR2,
 	// another one that has a keeper on SIGTERM.
@@ -84,6 +87,7 @@ func (d *server) run(ctx context.Context, places []place) error {
 		signal.Notify(d.signals, unix.SIGTERM, unix.SIGINT, unix.SIGUSR2)
 		defer signal.Stop(d.signals)
 	}
+	d.metrics = prometheus.NewRegistry()
 	if d.open == nil {
 		d.open = func(o pool.Options) (mountedPool, error) { return pool.Open(o) }
 	}
@@ -158,6 +162,8 @@ func (d *server) start(ctx context.Context, places []place) error {
 			RunDir: d.app.RunDir,
 			Logger: d.log.With(zap.String("pool", at.dir)),
 			Kept:   d.kept,
+
+			Metrics: d.metrics,
 		})
 		if err != nil {
 			return err
@@ -175,7 +181,10 @@ func (d *server) start(ctx context.Context, places []place) error {
 }
 
 func (d *server) poolOptions(at place) pool.Options {
-	o := pool.Options{Dir: at.dir, Logger: d.log, IdleAfter: d.idleAfter, RequestStep: d.app.killStep(), Bind: bindElsewhere}
+	o := pool.Options{
+		Dir: at.dir, Logger: d.log, IdleAfter: d.idleAfter, RequestStep: d.app.killStep(), Bind: bindElsewhere,
+		Overcommit: d.promise.overcommit, Spare: d.promise.spare / 100,
+	}
 	if d.keeper != nil {
 		o.Keeper = func(id string) pool.Keeper { return d.keeper.Pool(id) }
 	}

@@ -23,6 +23,9 @@ const (
 	sweepEvery = time.Hour
 	// aliveTimeout is how long the mounts may take to answer a Probe, unless the caller waits for less.
 	aliveTimeout = 5 * time.Second
+	// spareForNode is what of a disk is for the filesystem's own blocks, in percent: XFS has 512 bytes for each inode,
+	// which are 3 % where each 16 KiB have one.
+	spareForNode = 5
 )
 
 // nodeOptions are what croft node has beside what croft mount has.
@@ -51,7 +54,7 @@ func (o *nodeOptions) args(places []place) []string {
 
 func (a *App) nodeCommand() *cobra.Command {
 	o, n := newMountOptions(), nodeOptions{}
-	o.node = &n
+	o.node, o.promise = &n, promise{overcommit: 1, spare: spareForNode}
 	cmd := &cobra.Command{
 		Use:   "node --pool [NAME=]DIR...",
 		Short: "Serve a node's pools to Kubernetes: the CSI driver",
@@ -164,6 +167,7 @@ func (a *App) serveCSI(n *nodeOptions, d *server) (stop func(), err error) {
 		driver.Close()
 		return nil, err
 	}
+	d.metrics.MustRegister(server.Calls())
 	sweeping, end := context.WithCancel(context.Background())
 	swept := make(chan struct{})
 	go func() {
@@ -219,6 +223,7 @@ func alive(ctx context.Context, mountpoints []string) error {
 
 func (a *App) controllerCommand() *cobra.Command {
 	var endpoint string
+	logging := newLogOptions()
 	cmd := &cobra.Command{
 		Use:   "controller",
 		Short: "Serve the part of the CSI driver that belongs to no node",
@@ -230,16 +235,20 @@ func (a *App) controllerCommand() *cobra.Command {
 			if err != nil {
 				return usage("--endpoint: %w", err)
 			}
-			return a.runController(cmd.Context(), socket)
+			log, err := logging.logger(a.Stderr)
+			if err != nil {
+				return err
+			}
+			return a.runController(cmd.Context(), socket, log)
 		},
 	}
 	cmd.Flags().StringVar(&endpoint, "endpoint", "unix://"+filepath.Join(a.RunDir, "csi", "controller.sock"), "the CSI socket")
 	complete(cmd, "endpoint", cobra.NoFileCompletions)
+	logging.flags(cmd)
 	return cmd
 }
 
-func (a *App) runController(ctx context.Context, socket string) error {
-	log := newLogger(a.Stderr, logConsole, zap.InfoLevel)
+func (a *App) runController(ctx context.Context, socket string, log *zap.Logger) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
 	server, err := csi.Listen(&csi.ControllerOnly{Version: a.version()}, socket, log)

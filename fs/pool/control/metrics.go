@@ -32,6 +32,8 @@ var (
 	totalDesc      = describe("pool_total_bytes", "The size of the pool's backing filesystem.")
 	freeDesc       = describe("pool_free_bytes", "What is free on the pool's backing filesystem.")
 	committedDesc  = describe("pool_committed_bytes", "The sum of the limits of all volumes and of what all snapshots use.")
+	usableDesc     = describe("pool_usable_bytes", "What the pool can hold: what is free and what its volumes have, without what is kept back.")
+	availableDesc  = describe("pool_available_bytes", "What may still be promised to volumes.")
 	snapshotDesc   = describe("snapshot_used_bytes", "What the snapshot is charged.", "snapshot")
 	openDesc       = describe("volume_open_files", "Open files and directories of the volume.", "volume")
 	takeOversDesc  = describe("take_overs_total", "How often a daemon has taken the mount over from the one before it.")
@@ -51,7 +53,7 @@ func (c collector) Describe(ch chan<- *prometheus.Desc) {
 		tierDesc, requestsDesc, heldDesc, heldTotalDesc, gatedDesc, gatingsDesc,
 		limitDesc, usedDesc, limitInodeDesc, usedInodeDesc, openDesc,
 		takeOversDesc, takeOverDesc, keeperDesc,
-		totalDesc, freeDesc, committedDesc, snapshotDesc,
+		totalDesc, freeDesc, usableDesc, committedDesc, availableDesc, snapshotDesc,
 	} {
 		ch <- d
 	}
@@ -82,6 +84,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	} else {
 		send(totalDesc, prometheus.GaugeValue, float64(capacity.Total))
 		send(freeDesc, prometheus.GaugeValue, float64(capacity.Free))
+		send(usableDesc, prometheus.GaugeValue, float64(capacity.Usable))
+		send(availableDesc, prometheus.GaugeValue, float64(capacity.Available))
 		send(committedDesc, prometheus.GaugeValue, float64(capacity.Committed))
 	}
 	snapshots, err := c.pool.Snapshots(context.Background())
@@ -108,9 +112,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// metrics answers in the text form of Prometheus: of the pool, and of the process.
+// metrics answers in the text form of Prometheus: of the pool, of the process, and what Options adds.
 func (s *Server) metrics() http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collector{s.pool, s.kept}, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{})
+	return promhttp.HandlerFor(prometheus.Gatherers{registry, s.also}, promhttp.HandlerOpts{})
 }

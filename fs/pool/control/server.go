@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/croftfs/croft/fs/pool"
@@ -45,6 +46,8 @@ type Options struct {
 	Logger *zap.Logger
 	// Kept tells whether somebody keeps the mount should the daemon die. Default: nobody does.
 	Kept func() bool
+	// Metrics are served beside the pool's. Default: none.
+	Metrics prometheus.Gatherer
 
 	peerUID func(net.Conn) (uint32, error) // default peerUID
 }
@@ -54,6 +57,7 @@ type Server struct {
 	pool   Pool
 	log    *zap.Logger
 	kept   func() bool
+	also   prometheus.Gatherer
 	path   string
 	http   *http.Server
 	ended  chan struct{}
@@ -72,6 +76,9 @@ func Listen(p Pool, o Options) (*Server, error) {
 	if o.Kept == nil {
 		o.Kept = func() bool { return false }
 	}
+	if o.Metrics == nil {
+		o.Metrics = prometheus.Gatherers{}
+	}
 	if o.peerUID == nil {
 		o.peerUID = peerUID
 	}
@@ -89,7 +96,7 @@ func Listen(p Pool, o Options) (*Server, error) {
 		return nil, err
 	}
 	base, cancel := context.WithCancel(context.Background())
-	s := &Server{pool: p, log: o.Logger, kept: o.Kept, path: path, ended: make(chan struct{}), cancel: cancel}
+	s := &Server{pool: p, log: o.Logger, kept: o.Kept, also: o.Metrics, path: path, ended: make(chan struct{}), cancel: cancel}
 	s.http = &http.Server{
 		Handler:           s.handler(),
 		ReadHeaderTimeout: headerTimeout,
