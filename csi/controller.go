@@ -49,6 +49,7 @@ type wish struct {
 	source         *csipb.VolumeContentSource
 	volume, snap   string // the source's name in pool from; one of them, or none
 	from           Pool
+	sourceGone     bool // it is not there any more; the next two are empty then
 	sourceSnapshot pool.Snapshot
 	sourceVolume   pool.Volume
 }
@@ -67,11 +68,11 @@ func (d *Driver) CreateVolume(ctx context.Context, r *csipb.CreateVolumeRequest)
 		return nil, err
 	}
 	defer lock.release()
-	if err := d.findSource(ctx, w); err != nil {
-		return nil, err
-	}
+	sourceErr := d.findSource(ctx, w)
 	p, v, err := d.findVolume(ctx, w.own)
 	switch {
+	case sourceErr != nil && !(err == nil && w.sourceGone):
+		err = sourceErr
 	case err == nil:
 		err = d.differs(w, p, v)
 	case errors.Is(err, pool.ErrNotFound):
@@ -130,10 +131,13 @@ func (d *Driver) findSource(ctx context.Context, w *wish) (err error) {
 		id = w.source.GetVolume().GetVolumeId()
 		if w.from, w.sourceVolume, err = d.volume(ctx, id); err == nil {
 			w.volume, kind = w.sourceVolume.Name, w.sourceVolume.Kind
+		} else if _, name, ok := splitID(id); ok {
+			w.volume = name
 		}
 	default:
 		return fmt.Errorf("%w: volume content source: it is neither a snapshot nor a volume", ErrArgument)
 	}
+	w.sourceGone = errors.Is(err, pool.ErrNotFound) || errors.Is(err, pool.ErrSnapshotNotFound)
 	switch {
 	case errors.Is(err, ErrElsewhere):
 		return fmt.Errorf("%q: %w", id, ErrSourceElsewhere)
@@ -218,10 +222,12 @@ func (w *wish) madeFromSource(v pool.Volume) bool {
 	switch {
 	case s == nil || w.source == nil:
 		return s == nil && w.source == nil
+	case s.Snapshot != w.snap || s.Volume != w.volume:
+		return false
 	case w.snap != "":
-		return s.Snapshot == w.snap && s.Created.Equal(w.sourceSnapshot.Created)
+		return w.sourceGone || s.Created.Equal(w.sourceSnapshot.Created)
 	}
-	return s.Volume == w.volume && s.Created.Equal(w.sourceVolume.Created)
+	return w.sourceGone || s.Created.Equal(w.sourceVolume.Created)
 }
 
 func (d *Driver) describe(p Pool, v pool.Volume, source *csipb.VolumeContentSource) *csipb.Volume {

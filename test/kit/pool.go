@@ -348,14 +348,20 @@ func (p *Pool) Mount(env ...string) *Daemon {
 	return d
 }
 
-// serves tells whether the mount answers and the control socket listens. The
+// serves tells whether the mount answers and the sockets listen. The
 // mount of a dead daemon answers ENOTCONN.
 func (p *Pool) serves() bool {
-	conn, err := net.Dial("unix", p.Socket())
-	if err != nil {
-		return false
+	sockets := []string{p.Socket()}
+	if p.Node != "" {
+		sockets = append(sockets, p.CSISocket())
 	}
-	conn.Close()
+	for _, socket := range sockets {
+		conn, err := net.Dial("unix", socket)
+		if err != nil {
+			return false
+		}
+		conn.Close()
+	}
 	const fuseSuperMagic = 0x65735546 // statfs(2)
 	var st unix.Statfs_t
 	return unix.Statfs(p.Mnt, &st) == nil && st.Type == fuseSuperMagic
