@@ -51,6 +51,8 @@ func crashAt(dir, at string) {
 			if _, err = p.CreateSnapshot(ctx, "snap", SnapshotOptions{Volume: "old"}); err == nil {
 				err = p.DeleteSnapshot(ctx, "snap")
 			}
+		case "publish", "unpublish":
+			err = publishAndBack(ctx, p)
 		}
 	}
 	println("the step was not reached:", at, err)
@@ -90,6 +92,13 @@ func crashed(t *testing.T, step string) (dir string) {
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
+	crash(t, dir, step)
+	return dir
+}
+
+// crash has a process do something to a closed pool that ends at the step.
+func crash(t *testing.T, dir, step string) {
+	t.Helper()
 	child := exec.Command(os.Args[0])
 	child.Env = append(os.Environ(), crashEnv+"="+dir+"\n"+step)
 	out, err := child.CombinedOutput()
@@ -97,7 +106,6 @@ func crashed(t *testing.T, step string) (dir string) {
 	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
 		t.Fatalf("the child ended with %v\n%s", err, out)
 	}
-	return dir
 }
 
 // fill puts a file into a volume of a pool that is not mounted.
