@@ -142,6 +142,16 @@ func wantNone(name string) func(*Store) error {
 	}
 }
 
+func wantPublished(n int) func(*Store) error {
+	return func(s *Store) error {
+		all, err := s.Publications()
+		if err == nil && len(all) != n {
+			err = fmt.Errorf("%d publications, want %d", len(all), n)
+		}
+		return err
+	}
+}
+
 var clean = Checkpoint{Used: quota.Usage{Bytes: 4096, Inodes: 1}, BootID: "boot", Taken: time.Unix(2000, 0).UTC()}
 
 var steps = []step{
@@ -154,6 +164,8 @@ var steps = []step{
 	{"checkpoint", func(s *Store) error { return s.PutCheckpoint("a", clean, true) }, wantCheckpoint("a", clean)},
 	{"dirty", func(s *Store) error { return s.SetDirty("b", "boot") }, wantCheckpoint("b", Checkpoint{Dirty: true, BootID: "boot"})},
 	{"delete", func(s *Store) error { return s.DeleteVolume("a") }, wantNone("a")},
+	{"publish", func(s *Store) error { return s.PutPublication(publication("a", "/t")) }, wantPublished(1)},
+	{"unpublish", func(s *Store) error { return s.DeletePublication("a", "/t") }, wantPublished(0)},
 }
 
 func runSteps(dir string) error {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 )
@@ -201,6 +202,90 @@ func TestCheckpoints(t *testing.T) {
 			t.Errorf("a checkpoint is listed: %v, %v", all, err)
 		}
 	})
+}
+
+func publication(volume, target string) Publication {
+	group := uint32(0) // is one, and not none
+	return Publication{Volume: volume, Target: target, ReadOnly: true, Flags: []string{"noexec", "nosuid"}, Exclusive: true,
+		Group: &group, Attached: true, Created: time.Unix(3000, 0).UTC()}
+}
+
+func wantPublications(t *testing.T, s *Store, want ...Publication) {
+	t.Helper()
+	if got, err := s.Publications(); err != nil || len(got) != len(want) || len(want) > 0 && !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, %v, want %+v", got, err, want)
+	}
+}
+
+func TestPublications(t *testing.T) {
+	onStores(t, func(t *testing.T, s *Store) {
+		wantPublications(t, s)
+		// A volume whose name begins with another's, a target that begins with another, and the longest one.
+		a, below, long := publication("a", "/t"), publication("a", "/t/t"), publication("a", "/"+strings.Repeat("x", 4094))
+		ab, least := publication("ab", "/t"), Publication{Volume: "b", Target: "/t", Created: time.Unix(3000, 0).UTC()}
+		for _, r := range []Publication{least, long, ab, below, a} {
+			must(t, s.PutPublication(r))
+		}
+		wantPublications(t, s, a, below, long, ab, least)
+		if all, err := s.Volumes(); err != nil || len(all) > 0 {
+			t.Errorf("a publication is listed: %v, %v", all, err)
+		}
+
+		a.ReadOnly, a.Flags, a.Group = false, nil, nil
+		must(t, s.PutPublication(a))
+		for range 2 {
+			must(t, s.DeletePublication("a", "/t/t"))
+			must(t, s.DeletePublication("none", "/t"))
+			wantPublications(t, s, a, long, ab, least)
+		}
+		// It is not the volume's record.
+		must(t, s.CreateVolume(volume("a")))
+		must(t, s.DeleteVolume("a"))
+		wantPublications(t, s, a, long, ab, least)
+		for _, r := range []Publication{a, long, ab, least} {
+			must(t, s.DeletePublication(r.Volume, r.Target))
+		}
+		wantPublications(t, s)
+	})
+}
+
+func TestPublicationFormats(t *testing.T) {
+	onStores(t, func(t *testing.T, s *Store) {
+		good, err := encode(publication("a", "/t"))
+		must(t, err)
+		other, err := encode(publication("a", "/other"))
+		must(t, err)
+		for what, c := range map[string]struct {
+			value []byte
+			want  error
+		}{
+			"newer":     {append([]byte{recordVersion + 1}, good[1:]...), ErrNewerFormat},
+			"cut":       {good[:len(good)-1], ErrCorrupt},
+			"another's": {other, ErrCorrupt},
+		} {
+			raw(t, s, publicationPrefix+"a/t", c.value)
+			if _, err := s.Publications(); !errors.Is(err, c.want) || !strings.Contains(fmt.Sprint(err), "publication a/t") {
+				t.Errorf("%s: %v, want %v", what, err, c.want)
+			}
+		}
+		must(t, s.DeletePublication("a", "/t"))
+		wantPublications(t, s)
+	})
+}
+
+func TestPublicationsReopen(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir)
+	a, b := publication("a", "/t"), publication("b", "/t")
+	for _, r := range []Publication{a, b} {
+		must(t, s.PutPublication(r))
+	}
+	must(t, s.DeletePublication("b", "/t"))
+	must(t, s.Close())
+	if err := s.PutPublication(b); err == nil {
+		t.Error("a closed store takes publications")
+	}
+	wantPublications(t, openStore(t, dir), a)
 }
 
 func TestReopen(t *testing.T) {
