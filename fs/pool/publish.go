@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -37,8 +38,8 @@ func CheckMountFlags(flags []string) error { return transport.CheckBindFlags(fla
 
 // PublishOptions say how to publish a volume.
 type PublishOptions struct {
-	// Target is an absolute path outside every pool and mount of Croft, whose parent exists. What is not there is
-	// made: a directory, or for a block volume a file.
+	// Target is an absolute path in UTF-8, neither in the pool or a mount of Croft nor above one, whose parent exists. What
+	// is not there is made: a directory, or for a block volume a file; a file that is there is empty.
 	Target   string `json:"target"`
 	ReadOnly bool   `json:"read_only,omitempty"`
 	// Flags are those of mount(8) that CheckMountFlags knows. A block volume has none.
@@ -143,6 +144,7 @@ func (p *Pool) publish(ctx context.Context, v *volume, o PublishOptions) error {
 	if err != nil {
 		return err
 	}
+	defer p.names.take(record.Target)() // no volume's name begins with a slash
 	mine, err := p.admit(record)
 	if err != nil {
 		return err
@@ -155,6 +157,9 @@ func (p *Pool) publish(ctx context.Context, v *volume, o PublishOptions) error {
 		return fmt.Errorf("%w: %s has %s mounted on it", ErrTarget, record.Target, there.foreign)
 	case mine && there.live():
 		return nil
+	}
+	if err := p.checkHides(record.Target); err != nil {
+		return err
 	}
 	if err := there.unmount(); err != nil {
 		return err
@@ -224,6 +229,9 @@ func (p *Pool) resolveTarget(target string) (string, error) {
 			return "", fmt.Errorf("%w: %w", ErrTarget, err)
 		}
 		at = filepath.Join(there, rest)
+		if !utf8.ValidString(at) { // its record could not be read again
+			return "", fmt.Errorf("%w: %q is not UTF-8", ErrTarget, at)
+		}
 		return at, p.outside(at)
 	}
 }
@@ -240,6 +248,23 @@ func (p *Pool) outside(path string) error {
 	for _, m := range mounts {
 		if strings.HasPrefix(path, m.Mountpoint+"/") {
 			return fmt.Errorf("%w: %s is below %s, a mount of Croft", ErrTarget, path, m.Mountpoint)
+		}
+	}
+	return nil
+}
+
+// checkHides refuses a target above the pool or a mount of Croft: neither could be reached any more.
+func (p *Pool) checkHides(target string) error {
+	if strings.HasPrefix(p.dir, target+"/") {
+		return fmt.Errorf("%w: the pool %s is below %s", ErrTarget, p.dir, target)
+	}
+	mounts, err := transport.Mounts(transport.MountFilter{})
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		if strings.HasPrefix(m.Mountpoint, target+"/") {
+			return fmt.Errorf("%w: %s, a mount of Croft, is below %s", ErrTarget, m.Mountpoint, target)
 		}
 	}
 	return nil
@@ -290,6 +315,7 @@ type targetMounts struct {
 	target string
 	// device is what the volume's mounts are of: the device number of the pool's mount.
 	device uint64
+	forced bool                   // what is in use is unmounted too
 	ours   []transport.MountEntry // those of the volume, the topmost first
 	// foreign describes the topmost mount of something else.
 	foreign string
@@ -349,7 +375,7 @@ func (t targetMounts) live() bool {
 func (t targetMounts) unmount() error {
 	for _, m := range t.ours {
 		flags := unix.UMOUNT_NOFOLLOW
-		if t.isTree(m) && m.Device != t.device {
+		if t.forced || t.isTree(m) && m.Device != t.device {
 			flags |= unix.MNT_DETACH
 		}
 		err := unix.Unmount(t.target, flags)
@@ -415,11 +441,15 @@ func makeTarget(target string, kind os.FileMode) error {
 	if err == nil && fi.Mode().Type() != kind {
 		err = fmt.Errorf("%w: %s is a %s", ErrTarget, target, fi.Mode().Type())
 	}
+	if err == nil && kind.IsRegular() {
+		err = checkTargetFile(target, fi)
+	}
 	return err
 }
 
 // Unpublish takes away what is mounted on a target of a volume, the target itself, and the record. It is no error when
-// nothing is there, or when the volume is gone. ErrBusy while somebody uses it, ErrTarget when something else is mounted there.
+// nothing is there, or when the volume is gone. ErrBusy while somebody uses it, ErrTarget when something else is mounted there,
+// or is there that was not made to mount on.
 func (p *Pool) Unpublish(_ context.Context, name, target string) error {
 	if err := CheckName(name); err != nil {
 		return err
@@ -462,13 +492,34 @@ func (p *Pool) unpublish(v *volume, name, target string) error {
 	return p.withdraw(v, target)
 }
 
-// removeTarget removes a directory or a file that something was mounted on: never what is in it.
+// removeTarget removes a directory or a file that something was mounted on: never what is in it. It may be asked for any
+// path, so what was not made to mount on stays.
 func removeTarget(target string) error {
-	err := os.Remove(target)
-	if errors.Is(err, os.ErrNotExist) {
+	fi, err := os.Lstat(target)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
 		return nil
+	case err != nil:
+		return err
+	case !fi.IsDir():
+		if err := checkTargetFile(target, fi); err != nil {
+			return err
+		}
 	}
-	return err
+	if err := os.Remove(target); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func checkTargetFile(target string, fi os.FileInfo) error {
+	switch {
+	case !fi.Mode().IsRegular():
+		return fmt.Errorf("%w: %s is a %s", ErrTarget, target, fi.Mode().Type())
+	case fi.Size() > 0:
+		return fmt.Errorf("%w: %s is a file of %d bytes", ErrTarget, target, fi.Size())
+	}
+	return nil
 }
 
 // withdraw ends a publication that is not mounted: its device, its group's view and its record.
@@ -529,7 +580,7 @@ func (p *Pool) unpublishAll(v *volume) error {
 		if err != nil {
 			return err
 		}
-		there.device = 0 // what is not of the mount that is served goes also when it is in use
+		there.forced = true
 		if err := errors.Join(there.unmount(), removeTarget(r.Target), p.forgetPublication(v.name, r.Target)); err != nil {
 			return err
 		}
