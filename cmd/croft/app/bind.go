@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"runtime"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -28,10 +30,14 @@ func bindCommand() *cobra.Command {
 
 // bindElsewhere is transport.Bind in another process. It looks source up, which is in the daemon's own mount: a thread of
 // the daemon that waits for that when the daemon is killed would keep its files open, and with them the pool's
-// lock, so that nobody could take over and answer.
+// lock, so that nobody could take over and answer. The process ends with the daemon: the next one sees what it has mounted,
+// and nothing is mounted after that.
 func bindElsewhere(ctx context.Context, source, target string, flags []string) error {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{"bind", "--", source, target}, flags...)...)
 	cmd.Args[0] = "croft"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread() // whose death the signal tells of
+	defer runtime.UnlockOSThread()
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	err := cmd.Run()
