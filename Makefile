@@ -21,7 +21,7 @@ deps: ## install the Debian packages that tests and demo need (as root)
 
 .PHONY: check
 check: deps build lint ## in under two minutes: build, lint, short tests (as root)
-	hack/with-scratch.sh go test -short -timeout 2m ./bench/... ./cmd/... ./fs/... ./meta/... ./quota/...
+	hack/with-scratch.sh go test -short -timeout 2m ./bench/... ./cmd/... ./csi/... ./fs/... ./meta/... ./quota/...
 
 .PHONY: test
 test: deps build ## every test, over real mounts, or those of PKG=./fs/... (as root)

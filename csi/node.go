@@ -89,11 +89,37 @@ func (d *Driver) checkTarget(id, target string) (string, error) {
 		return "", fmt.Errorf("%w: target_path %q is not absolute", ErrArgument, target)
 	}
 	target = filepath.Clean(target)
-	below := func(root string) bool { return strings.HasPrefix(target, filepath.Clean(root)+"/") }
-	if len(d.TargetRoots) > 0 && !slices.ContainsFunc(d.TargetRoots, below) {
-		return "", fmt.Errorf("%w: target_path %s is not below %s", ErrArgument, target, strings.Join(d.TargetRoots, " or "))
+	if len(d.TargetRoots) > 0 {
+		if err := d.checkRoots(target); err != nil {
+			return "", err
+		}
 	}
 	return target, nil
+}
+
+// checkRoots refuses a target that is not below one of TargetRoots, or is led elsewhere by a symlink.
+func (d *Driver) checkRoots(target string) error {
+	at, resolved := target, false
+	below := func(root string) bool {
+		root = filepath.Clean(root)
+		if resolved {
+			if real, err := filepath.EvalSymlinks(root); err == nil {
+				root = real
+			}
+		}
+		return strings.HasPrefix(at, strings.TrimSuffix(root, "/")+"/")
+	}
+	if slices.ContainsFunc(d.TargetRoots, below) {
+		var err error
+		if at, err = pool.ResolveTarget(target); err != nil {
+			return err
+		}
+		resolved = true
+		if slices.ContainsFunc(d.TargetRoots, below) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: target_path %s is not below %s", ErrArgument, at, strings.Join(d.TargetRoots, " or "))
 }
 
 // lockTarget is for the calls that publish a volume there, or take it away.
@@ -208,9 +234,9 @@ func publishedOn(ctx context.Context, p Pool, v pool.Volume, path string) error 
 		return err
 	}
 	path = filepath.Clean(path)
-	resolved := path
-	if parent, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
-		resolved = filepath.Join(parent, filepath.Base(path))
+	resolved, err := pool.ResolveTarget(path)
+	if err != nil {
+		resolved = path
 	}
 	there := func(at pool.Publication) bool { return at.Target == path || at.Target == resolved }
 	if !slices.ContainsFunc(at, there) {

@@ -204,9 +204,9 @@ func (p *Pool) publicationOf(v *volume, o PublishOptions) (meta.Publication, err
 	return r, err
 }
 
-// resolveTarget returns the path that mountinfo shows for a target, which need not exist. It touches neither what is
-// mounted there nor a mount of Croft.
-func (p *Pool) resolveTarget(target string) (string, error) {
+// ResolveTarget returns the path that mountinfo shows for a target, which need not exist: ErrTarget when there can be
+// none. It touches neither what is mounted there nor a mount of Croft.
+func ResolveTarget(target string) (string, error) {
 	at := filepath.Clean(target)
 	switch {
 	case !filepath.IsAbs(target):
@@ -216,7 +216,7 @@ func (p *Pool) resolveTarget(target string) (string, error) {
 	case at == "/":
 		return "", fmt.Errorf("%w: the root directory", ErrTarget)
 	}
-	if err := p.outside(at); err != nil {
+	if err := belowNoMount(at); err != nil {
 		return "", err
 	}
 	for dir, rest := filepath.Split(at); ; {
@@ -232,15 +232,32 @@ func (p *Pool) resolveTarget(target string) (string, error) {
 		if !utf8.ValidString(at) { // its record could not be read again
 			return "", fmt.Errorf("%w: %q is not UTF-8", ErrTarget, at)
 		}
-		return at, p.outside(at)
+		return at, belowNoMount(at)
 	}
 }
 
-// outside refuses a path inside the pool, or below a mount of Croft.
+// resolveTarget is ResolveTarget for a path outside the pool.
+func (p *Pool) resolveTarget(target string) (string, error) {
+	if err := p.outside(filepath.Clean(target)); err != nil {
+		return "", err
+	}
+	at, err := ResolveTarget(target)
+	if err != nil {
+		return "", err
+	}
+	return at, p.outside(at)
+}
+
+// outside refuses a path inside the pool.
 func (p *Pool) outside(path string) error {
 	if path == p.dir || strings.HasPrefix(path, p.dir+"/") {
 		return fmt.Errorf("%w: %s is inside the pool %s", ErrTarget, path, p.dir)
 	}
+	return nil
+}
+
+// belowNoMount refuses a path below a mount of Croft.
+func belowNoMount(path string) error {
 	mounts, err := transport.Mounts(transport.MountFilter{})
 	if err != nil {
 		return err
@@ -268,6 +285,16 @@ func (p *Pool) checkHides(target string) error {
 		}
 	}
 	return nil
+}
+
+// asTarget makes an ErrTarget of what the caller's path is to blame for.
+func asTarget(err error) error {
+	for _, e := range []error{unix.ENOENT, unix.ENOTDIR, unix.ENOTEMPTY, unix.ENAMETOOLONG, unix.ELOOP} {
+		if errors.Is(err, e) {
+			return fmt.Errorf("%w: %w", ErrTarget, err)
+		}
+	}
+	return err
 }
 
 // admit tells whether a volume may be published so, and whether it is recorded as such already.
@@ -435,7 +462,7 @@ func makeTarget(target string, kind os.FileMode) error {
 		}
 	}
 	if !errors.Is(err, os.ErrExist) {
-		return err
+		return asTarget(err)
 	}
 	fi, err := os.Lstat(target)
 	if err == nil && fi.Mode().Type() != kind {
@@ -507,7 +534,7 @@ func removeTarget(target string) error {
 		}
 	}
 	if err := os.Remove(target); !errors.Is(err, os.ErrNotExist) {
-		return err
+		return asTarget(err)
 	}
 	return nil
 }
