@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/croftfs/croft/fs/pool"
 )
 
 // The parameters of a StorageClass, and the attributes of an ephemeral inline volume.
@@ -88,8 +90,8 @@ func (p *parameters) set(key, value string) (err error) {
 
 func parseSize(value string) (uint64, error) {
 	q, err := resource.ParseQuantity(value)
-	if err != nil || q.Sign() <= 0 {
-		return 0, fmt.Errorf("%q is not a size such as 64Mi or 10Gi", value)
+	if err != nil || q.Sign() <= 0 || q.CmpInt64(pool.MaxBytes) > 0 { // of what no int64 can hold, Value makes anything
+		return 0, fmt.Errorf("%q is not a size such as 64Mi or 10Gi, to 4Ei", value)
 	}
 	return uint64(q.Value()), nil
 }
