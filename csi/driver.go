@@ -203,7 +203,7 @@ func (d *Driver) ephemeral(ctx context.Context, id string) (Pool, pool.Volume, e
 }
 
 // ephemeralName is what an ephemeral volume is called in its pool. No persistent volume can be.
-func ephemeralName(id string) string { return ownName("ephemeral/" + id) }
+func ephemeralName(id string) string { return hashOf(hashedInline, id) }
 
 // idOfVolume is the id of a volume as the CO knows it.
 func (d *Driver) idOfVolume(p Pool, v pool.Volume) string {

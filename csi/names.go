@@ -25,6 +25,8 @@ const (
 	poolIDLength = 16
 	// hashed marks a name that was made of another one. 32 hexadecimal digits follow.
 	hashed = "csi-"
+	// hashedInline is hashed for ephemeral inline volumes.
+	hashedInline = hashed + "inline-"
 )
 
 // ownName returns the name in the pool of what the CO calls so.
@@ -32,8 +34,12 @@ func ownName(name string) string {
 	if len(name) <= maxOwnName && !strings.HasPrefix(name, hashed) && pool.CheckName(name) == nil {
 		return name
 	}
+	return hashOf(hashed, name)
+}
+
+func hashOf(prefix, name string) string {
 	sum := sha256.Sum256([]byte(name))
-	return hashed + hex.EncodeToString(sum[:16])
+	return prefix + hex.EncodeToString(sum[:16])
 }
 
 func idOf(poolID, name string) string { return poolID + "/" + name }
