@@ -3,6 +3,7 @@ package csi
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -79,8 +80,22 @@ func asStatus(err error) error {
 	}
 	for _, c := range codesOf {
 		if errors.Is(err, c.err) {
-			return status.Error(c.code, err.Error())
+			return status.Error(c.code, message(err))
 		}
 	}
-	return status.Error(codes.Internal, err.Error())
+	return status.Error(codes.Internal, message(err))
+}
+
+// maxMessage is how long a status' message may be, in bytes. It goes out as a header, where a byte may need three, and
+// gRPC in C takes 8 KiB of headers.
+const maxMessage = 2 << 10
+
+// message is the text of an error, cut off where it is too long: a request's own words may be in it.
+func message(err error) string {
+	const more = "…"
+	m := err.Error()
+	if len(m) > maxMessage {
+		m = strings.ToValidUTF8(m[:maxMessage-len(more)], "") + more
+	}
+	return m
 }
