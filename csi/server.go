@@ -92,6 +92,12 @@ func listen(socket string) (net.Listener, error) {
 		if !errors.Is(dialErr, unix.ECONNREFUSED) {
 			return nil, errors.Join(err, dialErr)
 		}
+		// A file that is no socket refuses connections likewise.
+		if fi, err := os.Lstat(socket); err != nil {
+			return nil, err
+		} else if fi.Mode().Type() != os.ModeSocket {
+			return nil, fmt.Errorf("it is a file, and no socket")
+		}
 		if err := os.Remove(socket); err != nil {
 			return nil, err
 		}
