@@ -1,0 +1,111 @@
+package csi
+
+import (
+	"context"
+	"errors"
+	"testing"
+)
+
+func TestLocks(t *testing.T) {
+	var l locks
+	a, err := l.take("a")
+	ok(t, err)
+	if _, err := l.take("a"); true {
+		wantMessage(t, err, ErrPending, "a: ")
+	}
+	b, err := l.take("b")
+	ok(t, err)
+	a.share()
+	a.release()
+	_, err = l.take("a")
+	wantErr(t, "shared", err, ErrPending)
+	a.release()
+	b.release()
+	for _, key := range []string{"a", "b"} {
+		h, err := l.take(key)
+		ok(t, err)
+		h.release()
+	}
+	if len(l.held) > 0 {
+		t.Errorf("held are %v", l.held)
+	}
+}
+
+// copying is a driver's copies, and a copy that ends when it is told to.
+type copying struct {
+	locks   locks
+	copies  copies
+	close   context.CancelFunc
+	begun   chan struct{}
+	proceed chan error
+}
+
+func newCopying(t *testing.T) *copying {
+	c := &copying{begun: make(chan struct{}), proceed: make(chan error, 1)}
+	c.copies.ctx, c.close = context.WithCancel(context.Background())
+	t.Cleanup(func() { c.close(); c.copies.running.Wait() })
+	return c
+}
+
+// call copies as a handler does. The copy ends with what proceed says, or with its context.
+func (c *copying) call(ctx context.Context) error {
+	lock, err := c.locks.take("copy")
+	if err != nil {
+		return err
+	}
+	defer lock.release()
+	return c.copies.do(ctx, lock, func(ctx context.Context) error {
+		close(c.begun)
+		select {
+		case err := <-c.proceed:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+}
+
+func TestCopyIsWaitedFor(t *testing.T) {
+	for _, want := range []error{nil, errors.New("no room")} {
+		c := newCopying(t)
+		c.proceed <- want
+		wantErr(t, "copy", c.call(t.Context()), want)
+		lock, err := c.locks.take("copy")
+		wantErr(t, "the lock of a copy that has ended", err, nil)
+		lock.release()
+	}
+}
+
+// TestCallerLeaves wants a copy to go on when its caller has gone, and calls meanwhile to be told so.
+func TestCallerLeaves(t *testing.T) {
+	c := newCopying(t)
+	ctx, leave := context.WithCancel(t.Context())
+	first := make(chan error, 1)
+	go func() { first <- c.call(ctx) }()
+	<-c.begun
+	wantErr(t, "a second call", c.call(t.Context()), ErrPending)
+	leave()
+	wantErr(t, "a caller who has left", <-first, ErrPending)
+	wantErr(t, "a call when the caller has left", c.call(t.Context()), ErrPending)
+	if err := c.copies.ctx.Err(); err != nil {
+		t.Errorf("the copy's context ends with the caller's: %v", err)
+	}
+
+	c.proceed <- nil
+	c.copies.running.Wait()
+	c.begun = make(chan struct{})
+	c.proceed <- nil
+	wantErr(t, "the call after that", c.call(t.Context()), nil)
+}
+
+// TestDriverClosed wants copies to end with the driver, which waits for them.
+func TestDriverClosed(t *testing.T) {
+	c := newCopying(t)
+	first := make(chan error, 1)
+	go func() { first <- c.call(t.Context()) }()
+	<-c.begun
+	d := &Driver{stop: c.close}
+	d.stop()
+	c.copies.running.Wait()
+	wantErr(t, "copy", <-first, context.Canceled)
+}
