@@ -476,7 +476,7 @@ func makeTarget(target string, kind os.FileMode) error {
 
 // Unpublish takes away what is mounted on a target of a volume, the target itself, and the record. It is no error when
 // nothing is there, or when the volume is gone. ErrBusy while somebody uses it, ErrTarget when something else is mounted there,
-// or is there that was not made to mount on.
+// or is there that was not made to mount on: then that stays, and the volume is not published there any more all the same.
 func (p *Pool) Unpublish(_ context.Context, name, target string) error {
 	if err := CheckName(name); err != nil {
 		return err
@@ -509,14 +509,15 @@ func (p *Pool) unpublish(v *volume, name, target string) error {
 		return err
 	}
 	p.step("unpublish: unmounted")
-	if err := removeTarget(target); err != nil {
-		return err
+	stays := removeTarget(target)
+	if stays != nil && !errors.Is(stays, ErrTarget) {
+		return stays
 	}
 	p.step("unpublish: removed")
 	if v == nil {
-		return p.forgetPublication(name, target)
+		return errors.Join(stays, p.forgetPublication(name, target))
 	}
-	return p.withdraw(v, target)
+	return errors.Join(stays, p.withdraw(v, target))
 }
 
 // removeTarget removes a directory or a file that something was mounted on: never what is in it. It may be asked for any
@@ -608,7 +609,11 @@ func (p *Pool) unpublishAll(v *volume) error {
 			return err
 		}
 		there.forced = true
-		if err := errors.Join(there.unmount(), removeTarget(r.Target), p.forgetPublication(v.name, r.Target)); err != nil {
+		err = there.unmount()
+		if stays := removeTarget(r.Target); !errors.Is(stays, ErrTarget) {
+			err = errors.Join(err, stays)
+		}
+		if err := errors.Join(err, p.forgetPublication(v.name, r.Target)); err != nil {
 			return err
 		}
 	}

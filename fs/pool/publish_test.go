@@ -598,6 +598,32 @@ func TestUnpublishNothing(t *testing.T) {
 	s.wantPublished("b")
 }
 
+// TestTargetThatStays publishes on a directory that holds something: it stays, and stands in the way of nothing.
+func TestTargetThatStays(t *testing.T) {
+	s := newSite(t, "v", "w")
+	full := s.target("full")
+	s.must(os.MkdirAll(filepath.Join(full, "precious"), 0o700))
+	for volume, take := range map[string]func() error{
+		"v": func() error {
+			err := s.Unpublish(t.Context(), "v", full)
+			s.wantErr("unpublish", err, ErrTarget)
+			s.wantPublished("v")
+			return s.Delete(t.Context(), "v", DeleteOptions{})
+		},
+		"w": func() error { return s.Delete(t.Context(), "w", DeleteOptions{Force: true}) },
+	} {
+		s.publish(volume, PublishOptions{Target: full})
+		s.wantServed(volume, full)
+		if err := take(); err != nil {
+			t.Errorf("delete %s: %v", volume, err)
+		}
+		s.wantSays("precious", `ls "$1"`, full)
+	}
+	if records, err := s.store.Publications(); err != nil || len(records) > 0 {
+		t.Errorf("recorded: %+v, %v", records, err)
+	}
+}
+
 // TestDeletePublished deletes by force volumes that are published, and open there.
 func TestDeletePublished(t *testing.T) {
 	s := newSite(t, "v")
