@@ -236,13 +236,19 @@ func (p *Pool) Unmount(lazy bool) error {
 }
 
 // endMount ends the mount and waits until no request is under way. One in use is
-// cut off, unless it was detached before: then it is waited for.
+// cut off, and so is one with bind mounts, such as publications: they remain, dead, for the
+// next daemon to replace. One that was detached before is waited for.
 func (p *Pool) endMount() error {
 	conn, served := p.mount.get()
 	if conn == nil {
 		return nil
 	}
-	if err := conn.Unmount(false); err != nil {
+	bound := p.isBound(conn.Mountpoint())
+	var err error
+	if !bound {
+		err = conn.Unmount(false)
+	}
+	if err != nil || bound {
 		// MNT_FORCE ends the connection (fuse_umount_begin, fs/fuse/inode.c).
 		if err := unix.Unmount(conn.Mountpoint(), unix.MNT_FORCE|unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 			return fmt.Errorf("cut off %s: %w", conn.Mountpoint(), err)
@@ -250,4 +256,22 @@ func (p *Pool) endMount() error {
 	}
 	<-served
 	return p.ServeErr()
+}
+
+// isBound tells whether the pool is mounted on mountpoint and has bind mounts, for which an unmount would not end the connection.
+func (p *Pool) isBound(mountpoint string) bool {
+	device := p.mount.deviceNumber()
+	mounts, err := transport.Mounts(transport.MountFilter{Source: p.source()})
+	if err != nil {
+		p.log.Warn("bind mounts", zap.Error(err))
+	}
+	here, others := false, false
+	for _, m := range mounts {
+		if m.Device != device {
+			continue
+		}
+		here = here || m.Mountpoint == mountpoint
+		others = others || m.Mountpoint != mountpoint
+	}
+	return here && others
 }

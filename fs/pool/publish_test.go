@@ -91,7 +91,7 @@ func (s *site) end() {
 // wantNothingLeft fails the test when there is a mount below dir, or a loop device whose file is there, and takes it away.
 func wantNothingLeft(t *testing.T, dir string) {
 	t.Helper()
-	left, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir + "/"))
+	left, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {
 		t.Error(err)
 	}
@@ -179,7 +179,8 @@ func (s *site) wantSays(want, script string, args ...string) {
 // on lists what is mounted on a target, the first mounted first.
 func (s *site) on(target string) []*mountinfo.Info {
 	s.t.Helper()
-	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(target))
+	// Not mountinfo.SingleEntryFilter, which stops at the first.
+	infos, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Mountpoint != target, false })
 	s.must(err)
 	return infos
 }
@@ -266,6 +267,40 @@ func (s *site) hold(file string) *holder {
 func (h *holder) release() {
 	h.in.Close()
 	_ = h.cmd.Wait() // it ends with what read says of a closed input
+}
+
+// restart is the end of one daemon and the start of the next, and what happens between.
+func (s *site) restart(between func()) {
+	s.t.Helper()
+	s.must(s.Close())
+	between()
+	s.open()
+	s.mount()
+}
+
+// wantShown wants a file of root's to be shown as of a group and with a mode, wherever the volume is seen.
+func (s *site) wantShown(want string, places ...string) {
+	s.t.Helper()
+	for _, place := range places {
+		s.wantSays(want, `stat --format '%g %a' "$1/root's"`, place)
+	}
+}
+
+func (s *site) makeRoots(volume string) {
+	s.t.Helper()
+	s.sh(`echo text >"$1/root's"; chmod 600 "$1/root's"`, s.path(volume))
+}
+
+// foreign mounts something else on a target.
+func (s *site) foreign(target string) {
+	s.t.Helper()
+	s.sh(`mount -t tmpfs -o size=1m foreign "$1"; echo foreign >"$1/file"`, target)
+}
+
+// takeForeign takes that away again, which must be there still.
+func (s *site) takeForeign(target string) {
+	s.t.Helper()
+	s.wantSays("foreign", `cat "$1/file"; umount "$1"`, target)
 }
 
 func group(gid uint32) *uint32 { return &gid }
