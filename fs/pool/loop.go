@@ -186,7 +186,7 @@ func configure(config *unix.LoopConfig) (string, error) {
 	return "", fmt.Errorf("attach: %w: others take every free loop device", unix.EBUSY)
 }
 
-// Detach takes a block volume's device away. No error when it has none. ErrBusy while it is mounted or open;
+// Detach takes a block volume's device away. No error when it has none. ErrBusy while it is mounted, open or published;
 // ErrNotFound, ErrKind.
 func (p *Pool) Detach(_ context.Context, name string) error {
 	if err := CheckName(name); err != nil {
@@ -195,9 +195,16 @@ func (p *Pool) Detach(_ context.Context, name string) error {
 	defer p.names.take(name)()
 	v, err := p.findBlock(name)
 	if err == nil {
-		err = p.detach(v)
+		err = p.prune(v)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	// Its targets would show whatever is attached as that device next.
+	if at := p.publicationsOf(name); len(at) > 0 {
+		return fmt.Errorf("volume %s: %w: it is published on %s; unpublish it first", name, ErrBusy, at[0].Target)
+	}
+	return p.detach(v)
 }
 
 func (p *Pool) detach(v *volume) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -189,6 +190,9 @@ func (p *Pool) publicationOf(v *volume, o PublishOptions) (meta.Publication, err
 	case !block && p.mount.point() == "":
 		return r, ErrNotMounted
 	}
+	if o.Group != nil && *o.Group == math.MaxUint32 { // for chown(2) that is none
+		return r, fmt.Errorf("%w: there is no group %d", ErrInvalid, *o.Group)
+	}
 	if err := CheckMountFlags(o.Flags); err != nil {
 		return r, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
@@ -342,10 +346,12 @@ type targetMounts struct {
 	target string
 	// device is what the volume's mounts are of: the device number of the pool's mount.
 	device uint64
+	file   deviceFile
 	forced bool                   // what is in use is unmounted too
 	ours   []transport.MountEntry // those of the volume, the topmost first
 	// foreign describes the topmost mount of something else.
 	foreign string
+	hidden  bool // the volume is mounted below that
 }
 
 func (p *Pool) mountedOn(volume, target string) (targetMounts, error) {
@@ -354,37 +360,61 @@ func (p *Pool) mountedOn(volume, target string) (targetMounts, error) {
 	if err != nil || len(entries) == 0 {
 		return t, err
 	}
-	device, err := p.deviceFile(volume)
-	if err != nil {
+	if t.file, err = p.deviceFile(volume); err != nil {
 		return t, err
 	}
+	recorded := p.isPublished(volume, target)
 	for _, m := range entries {
 		tree := m.Source == p.source() && (m.Root == "/"+volume || strings.HasPrefix(m.Root, "/"+volume+"/"))
-		if !tree && (device == "" || m.Root != device) {
+		switch ours := tree || t.file.is(m) || recorded && t.file.was(m); {
+		case t.foreign != "":
+			t.hidden = t.hidden || ours
+		case ours:
+			t.ours = append(t.ours, m)
+		default:
 			t.foreign = fmt.Sprintf("%s of %s (%s)", m.Root, m.Source, m.Type)
-			break
 		}
-		t.ours = append(t.ours, m)
 	}
 	return t, nil
 }
 
-// deviceFile returns what mountinfo shows as the root of a mount of a block volume's device file; "" when the volume has none.
-func (p *Pool) deviceFile(volume string) (string, error) {
+// deviceFile is what mountinfo shows of a mount of a block volume's device.
+type deviceFile struct {
+	devices uint64 // the filesystem of the devices; 0 when it is no block volume
+	root    string // "" when the volume has no device
+}
+
+func (d deviceFile) is(m transport.MountEntry) bool {
+	return d.root != "" && m.Device == d.devices && m.Root == d.root
+}
+
+// was tells whether m is of another such device: that of the volume, before somebody has detached it by hand.
+func (d deviceFile) was(m transport.MountEntry) bool {
+	return d.devices != 0 && m.Device == d.devices && strings.HasPrefix(m.Root, "/loop")
+}
+
+func (p *Pool) deviceFile(volume string) (d deviceFile, err error) {
 	v, err := p.find(volume)
 	if errors.Is(err, ErrNotFound) {
-		return "", nil
+		return d, nil
 	} else if err != nil {
-		return "", err
+		return d, err
 	}
 	if !v.record.Block {
-		return "", nil
+		return d, nil
 	}
+	var st unix.Stat_t
+	if err := unix.Stat(loopControl, &st); errors.Is(err, unix.ENOENT) {
+		return d, nil
+	} else if err != nil {
+		return d, &os.PathError{Op: "stat", Path: loopControl, Err: err}
+	}
+	d.devices = st.Dev
 	l, attached, err := p.loopOf(v)
-	if err != nil || !attached {
-		return "", err
+	if err == nil && attached {
+		d.root = "/" + filepath.Base(l.device)
 	}
-	return "/" + filepath.Base(l.device), nil
+	return d, err
 }
 
 func (t targetMounts) isTree(e transport.MountEntry) bool { return strings.HasPrefix(e.Type, "fuse.") }
@@ -395,8 +425,11 @@ func (t targetMounts) live() bool {
 		return false
 	}
 	m := t.ours[0]
-	return !t.isTree(m) || m.Device == t.device && strings.Count(m.Root, "/") == 1
+	return t.file.is(m) || t.isTree(m) && m.Device == t.device && strings.Count(m.Root, "/") == 1
 }
+
+// gone tells whether nothing of the volume is mounted there.
+func (t targetMounts) gone() bool { return len(t.ours) == 0 && !t.hidden }
 
 // unmount takes away what is the volume's. A dead mount goes also when somebody uses it.
 func (t targetMounts) unmount() error {
@@ -486,6 +519,7 @@ func (p *Pool) Unpublish(_ context.Context, name, target string) error {
 		return err
 	}
 	defer p.names.take(name)()
+	defer p.names.take(at)() // after a volume's name, as in publish
 	v, err := p.find(name)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
@@ -571,11 +605,15 @@ func (p *Pool) attachedFor(volume string) bool {
 	return slices.ContainsFunc(p.publicationsOf(volume), func(r meta.Publication) bool { return r.Attached })
 }
 
-func (p *Pool) forgetPublication(volume, target string) error {
+func (p *Pool) isPublished(volume, target string) bool {
 	p.mu.Lock()
-	_, known := p.published[volume][target]
-	p.mu.Unlock()
-	if !known {
+	defer p.mu.Unlock()
+	_, is := p.published[volume][target]
+	return is
+}
+
+func (p *Pool) forgetPublication(volume, target string) error {
+	if !p.isPublished(volume, target) {
 		return nil
 	}
 	if err := p.store.DeletePublication(volume, target); err != nil {
@@ -609,11 +647,14 @@ func (p *Pool) unpublishAll(v *volume) error {
 			return err
 		}
 		there.forced = true
-		err = there.unmount()
-		if stays := removeTarget(r.Target); !errors.Is(stays, ErrTarget) {
-			err = errors.Join(err, stays)
+		if err := there.unmount(); err != nil {
+			return err
 		}
-		if err := errors.Join(err, p.forgetPublication(v.name, r.Target)); err != nil {
+		// What has something in it, or mounted on it, is nothing that the volume waits for.
+		if err := removeTarget(r.Target); err != nil {
+			p.log.Warn("a target is left", zap.String("volume", v.name), zap.String("target", r.Target), zap.Error(err))
+		}
+		if err := p.forgetPublication(v.name, r.Target); err != nil {
 			return err
 		}
 	}
@@ -624,7 +665,7 @@ func (p *Pool) unpublishAll(v *volume) error {
 func (p *Pool) prune(v *volume) error {
 	for _, r := range p.publicationsOf(v.name) {
 		there, err := p.mountedOn(v.name, r.Target)
-		if err == nil && len(there.ours) == 0 {
+		if err == nil && there.gone() {
 			err = p.withdraw(v, r.Target)
 		}
 		if err != nil {
@@ -663,9 +704,12 @@ func (p *Pool) reconcileOne(v *volume, r meta.Publication) error {
 		return err
 	}
 	log := p.log.With(zap.String("volume", v.name), zap.String("target", r.Target))
-	if len(there.ours) == 0 || v.missing {
+	if there.gone() || v.missing {
 		log.Info("a publication that is not mounted is forgotten")
 		return p.withdraw(v, r.Target)
+	}
+	if len(there.ours) == 0 { // it is hidden
+		return fmt.Errorf("%w: %s is mounted over it", ErrTarget, there.foreign)
 	}
 	log.Warn("a dead mount is replaced")
 	if err := there.unmount(); err != nil {
