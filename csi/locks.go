@@ -59,8 +59,9 @@ func (c *copies) do(ctx context.Context, h *hold, fn func(context.Context) error
 	h.share()
 	ended := make(chan error, 1)
 	c.running.Go(func() {
-		defer h.release()
-		ended <- fn(c.ctx)
+		err := fn(c.ctx)
+		h.release() // first: who is told may call again at once
+		ended <- err
 	})
 	select {
 	case err := <-ended:
