@@ -121,6 +121,7 @@ func New(o Options) (*Driver, error) {
 		return nil, err
 	}
 	d := &Driver{Options: o}
+	d.copies.log = o.Logger
 	d.copies.ctx, d.stop = context.WithCancel(context.Background())
 	return d, nil
 }

@@ -2,9 +2,16 @@ package csi
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
+
+	"go.uber.org/zap"
 )
+
+// errFault is returned for a panic, which is logged.
+var errFault = errors.New("a fault of the driver: its log tells more")
 
 // locks refuse a call about what another call is under way for (CSI spec, "Concurrency").
 type locks struct {
@@ -51,6 +58,7 @@ func (h *hold) release() {
 // copies are what goes on when its caller has gone: a call's deadline may be shorter than any copy of a large volume takes.
 type copies struct {
 	ctx     context.Context // ends with the driver
+	log     *zap.Logger
 	running sync.WaitGroup
 }
 
@@ -59,7 +67,7 @@ func (c *copies) do(ctx context.Context, h *hold, fn func(context.Context) error
 	h.share()
 	ended := make(chan error, 1)
 	c.running.Go(func() {
-		err := fn(c.ctx)
+		err := c.guard(fn)
 		h.release() // first: who is told may call again at once
 		ended <- err
 	})
@@ -69,4 +77,15 @@ func (c *copies) do(ctx context.Context, h *hold, fn func(context.Context) error
 	case <-ctx.Done():
 		return fmt.Errorf("%s: %w", h.key, ErrPending)
 	}
+}
+
+// guard makes a panic of fn an error: nobody else would catch it, and it would be the end of every mount.
+func (c *copies) guard(fn func(context.Context) error) (err error) {
+	defer func() {
+		if fault := recover(); fault != nil {
+			c.log.Error("panic", zap.Any("fault", fault), zap.ByteString("stack", debug.Stack()))
+			err = errFault
+		}
+	}()
+	return fn(c.ctx)
 }

@@ -4,6 +4,11 @@ import (
 	"context"
 	"errors"
 	"testing"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 func TestLocks(t *testing.T) {
@@ -42,6 +47,7 @@ type copying struct {
 
 func newCopying(t *testing.T) *copying {
 	c := &copying{begun: make(chan struct{}), proceed: make(chan error, 1)}
+	c.copies.log = zap.NewNop()
 	c.copies.ctx, c.close = context.WithCancel(context.Background())
 	t.Cleanup(func() { c.close(); c.copies.running.Wait() })
 	return c
@@ -125,4 +131,25 @@ func TestDriverClosed(t *testing.T) {
 		t.Error("Close has not waited for the copy")
 	}
 	wantErr(t, "copy", <-caller, context.Canceled)
+}
+
+// TestCopyPanics has a panic end the copy, and nothing else: its caller is told, and the name is free again.
+func TestCopyPanics(t *testing.T) {
+	log, logged := observer.New(zap.ErrorLevel)
+	c := copies{ctx: t.Context(), log: zap.New(log)}
+	var l locks
+	for range 2 {
+		lock, err := l.take("volume v")
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = c.do(t.Context(), lock, func(context.Context) error { panic("half way") })
+		lock.release()
+		if got := status.Code(asStatus(err)); got != codes.Internal {
+			t.Errorf("%v: %v", got, err)
+		}
+	}
+	if entries := logged.All(); len(entries) != 2 || entries[0].ContextMap()["fault"] != "half way" {
+		t.Errorf("logged: %v", entries)
+	}
 }

@@ -128,7 +128,7 @@ func (s *Server) intercept(ctx context.Context, request any, info *grpc.UnarySer
 	defer func() {
 		if fault := recover(); fault != nil { // one call's fault is not the end of every mount
 			s.log.Error("panic", zap.String("method", method), zap.Any("fault", fault), zap.ByteString("stack", debug.Stack()))
-			answer, err = nil, status.Errorf(codes.Internal, "%s: a fault of the driver: its log tells more", method)
+			answer, err = nil, status.Errorf(codes.Internal, "%s: %s", method, errFault)
 		}
 		took, code := time.Since(begun), status.Code(err)
 		s.calls.WithLabelValues(method, code.String()).Observe(took.Seconds())

@@ -16,18 +16,10 @@ import (
 	"github.com/croftfs/croft/test/kit"
 )
 
-// mountsOn lists what is mounted on a target.
-func mountsOn(t testing.TB, target string) []*mountinfo.Info {
-	t.Helper()
-	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(target))
-	kit.OK(t, err)
-	return infos
-}
-
 // wantGone wants neither a mount nor a target to be left, while the pod's directory is.
 func wantGone(t testing.TB, target string) {
 	t.Helper()
-	if left := mountsOn(t, target); len(left) > 0 {
+	if left := kit.MountsOn(t, target); len(left) > 0 {
 		t.Errorf("%s is still mounted", target)
 	}
 	if _, err := os.Lstat(target); !errors.Is(err, os.ErrNotExist) {
@@ -39,7 +31,7 @@ func wantGone(t testing.TB, target string) {
 // wantMounted wants one mount on a target.
 func wantMounted(t testing.TB, target string) *mountinfo.Info {
 	t.Helper()
-	infos := mountsOn(t, target)
+	infos := kit.MountsOn(t, target)
 	if len(infos) != 1 {
 		t.Fatalf("%d mounts on %s", len(infos), target)
 	}
@@ -208,7 +200,7 @@ func TestForced(t *testing.T) {
 				target := n.publish(id, "pod", capability(rwo))
 				force(target)
 				then(target)
-				if left := mountsOn(t, target); len(left) > 0 {
+				if left := kit.MountsOn(t, target); len(left) > 0 {
 					t.Fatalf("%d: mounts are left: %v", i, left)
 				}
 				if at := n.Show(volumeName(id)).Published; len(at) > 0 {
@@ -247,7 +239,7 @@ func TestForeign(t *testing.T) {
 			t.Error("a directory that holds something is gone")
 		}
 		kit.Stat(t, filepath.Join(target, "mine"))
-		if left := mountsOn(t, target); len(left) > 0 {
+		if left := kit.MountsOn(t, target); len(left) > 0 {
 			t.Error("it is still mounted")
 		}
 		kit.OK(t, os.RemoveAll(target))

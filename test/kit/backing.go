@@ -133,11 +133,10 @@ func checkLoop(t testing.TB, image string) {
 	}
 }
 
-// mounts lists what is mounted on dir, by mountinfo: a dead FUSE mount must not
-// be touched.
-func mounts(t testing.TB, dir string) []*mountinfo.Info {
+// MountsOn lists all that is mounted on a path, by mountinfo: a dead FUSE mount must not be touched.
+func MountsOn(t testing.TB, path string) []*mountinfo.Info {
 	t.Helper()
-	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
+	infos, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Mountpoint != path, false })
 	if err != nil {
 		t.Fatalf("mountinfo: %v", err)
 	}

@@ -138,7 +138,7 @@ func (p *Pool) cleanup() {
 			}
 		}
 	}
-	for _, m := range mounts(p.t, p.Mnt) {
+	for _, m := range MountsOn(p.t, p.Mnt) {
 		if d == nil || !d.killed() {
 			p.t.Errorf("a mount is left: %s on %s", m.Source, m.Mountpoint)
 		}
@@ -420,7 +420,7 @@ func (p *Pool) stop(d *Daemon) {
 	if code := d.cmd.ProcessState.ExitCode(); code != 0 {
 		p.t.Errorf("the daemon ended with %s", d.cmd.ProcessState)
 	}
-	if left := mounts(p.t, p.Mnt); len(left) > 0 {
+	if left := MountsOn(p.t, p.Mnt); len(left) > 0 {
 		p.t.Errorf("SIGTERM has left the mount")
 	}
 	if _, err := os.Lstat(p.Socket()); err == nil {
