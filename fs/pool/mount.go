@@ -132,6 +132,7 @@ func (p *Pool) transportOptions(o MountOptions) transport.Options {
 		Mountpoint: o.Mountpoint,
 		Wakeups:    o.Wakeups,
 		State:      p.state,
+		Notify:     p.notify,
 		Step:       p.requestStep,
 		Logger:     p.log,
 	}

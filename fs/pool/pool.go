@@ -43,6 +43,9 @@ type Options struct {
 	// to take over from must do that in another process: one that waits for its own mount does not end.
 	Bind func(ctx context.Context, source, target string, flags []string) error
 
+	// Notify is transport.Options.Notify, with the same default.
+	Notify func(dev int, message []byte) error
+
 	// RequestStep, when set, is called between the steps of requests that cannot be done twice, so
 	// that a test can end the process there: fs.Options.Step and transport.Options.Step.
 	RequestStep func(opcode uint32, step string)
@@ -102,6 +105,7 @@ type Pool struct {
 	step            func(name string)
 	requestStep     func(opcode uint32, step string)
 	bind            func(ctx context.Context, source, target string, flags []string) error
+	notify          func(dev int, message []byte) error
 
 	lock                    *os.File
 	root                    *os.File
@@ -178,6 +182,7 @@ func Open(o Options) (*Pool, error) {
 		spare:       o.Spare,
 		requestStep: o.RequestStep,
 		bind:        o.Bind,
+		notify:      o.Notify,
 		counting:    make(chan struct{}, countsAtATime),
 		volumes:     make(map[string]*volume),
 		snaps:       make(map[string]*snap),

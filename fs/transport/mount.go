@@ -156,10 +156,10 @@ func StaleMounts(mountpoint string) ([]MountEntry, error) {
 	return Mounts(MountFilter{Mountpoint: mountpoint})
 }
 
-// Detach lazily unmounts the topmost mount on mountpoint, dead or alive. It fails
-// with EINVAL if nothing is mounted there.
+// Detach lazily unmounts the topmost mount on mountpoint, dead or alive, and ends its connection if that is a mount
+// of FUSE. It fails with EINVAL if nothing is mounted there.
 func Detach(mountpoint string) error {
-	if err := unix.Unmount(mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+	if err := unix.Unmount(mountpoint, unix.MNT_FORCE|unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 		return fmt.Errorf("detach %s: %w", mountpoint, err)
 	}
 	return nil

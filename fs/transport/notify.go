@@ -30,8 +30,26 @@ func (c *Conn) withFD(fn func(fd int) error) error {
 	return fn(c.fd)
 }
 
-// notify sends the code, the fixed fields, and a name with its NUL if there is one.
-func (c *Conn) notify(code int32, fixed []uint64, name string) error {
+// Notify writes a notification to an open /dev/fuse. It is no error when the kernel holds nothing to drop.
+func Notify(dev int, message []byte) error {
+	if _, err := unix.Write(dev, message); !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
+}
+
+// notify sends the code and the fixed fields.
+func (c *Conn) notify(code int32, fixed ...uint64) error {
+	return c.withFD(func(fd int) error { return Notify(fd, notification(code, fixed, "")) })
+}
+
+// notifyName sends the code, the fixed fields, and a name, for which the kernel takes the lock of its directory.
+func (c *Conn) notifyName(code int32, name string, fixed ...uint64) error {
+	return c.withFD(func(fd int) error { return c.opts.Notify(fd, notification(code, fixed, name)) })
+}
+
+// notification makes a message of the code, the fixed fields, and a name with its NUL if there is one.
+func notification(code int32, fixed []uint64, name string) []byte {
 	msg := make([]byte, outHeaderSize, outHeaderSize+8*len(fixed)+len(name)+1)
 	for _, v := range fixed {
 		msg = binary.NativeEndian.AppendUint64(msg, v)
@@ -41,10 +59,7 @@ func (c *Conn) notify(code int32, fixed []uint64, name string) error {
 		msg = append(msg, 0)
 	}
 	putOutHeader(msg, len(msg), code, 0)
-	return c.withFD(func(fd int) error {
-		_, err := unix.Write(fd, msg)
-		return err
-	})
+	return msg
 }
 
 // nameLength is the field pair { u32 namelen; u32 zero } as one word.
@@ -55,8 +70,8 @@ func nameLength(name string) uint64 {
 }
 
 func notifyError(what string, err error) error {
-	if err == nil || errors.Is(err, unix.ENOENT) {
-		return nil // the kernel holds nothing to drop
+	if err == nil {
+		return nil
 	}
 	return fmt.Errorf("notify %s: %w", what, err)
 }
@@ -69,7 +84,7 @@ func notifyError(what string, err error) error {
 // anything such a handler waits for. It fails with os.ErrClosed once Serve has ended.
 func (c *Conn) NotifyInvalEntry(parent uint64, name string) error {
 	// struct fuse_notify_inval_entry_out { u64 parent; u32 namelen; u32 flags; }
-	return notifyError("inval entry", c.notify(notifyInvalEntry, []uint64{parent, nameLength(name)}, name))
+	return notifyError("inval entry", c.notifyName(notifyInvalEntry, name, parent, nameLength(name)))
 }
 
 // NotifyInvalInode drops the attributes that the kernel caches for a node, and its cached data
@@ -80,7 +95,7 @@ func (c *Conn) NotifyInvalEntry(parent uint64, name string) error {
 // once Serve has ended.
 func (c *Conn) NotifyInvalInode(node uint64, off, length int64) error {
 	// struct fuse_notify_inval_inode_out { u64 ino; s64 off; s64 len; }
-	return notifyError("inval inode", c.notify(notifyInvalInode, []uint64{node, uint64(off), uint64(length)}, ""))
+	return notifyError("inval inode", c.notify(notifyInvalInode, node, uint64(off), uint64(length)))
 }
 
 // NotifyDelete tells the kernel that the entry is gone, so that those who watch it
@@ -89,7 +104,7 @@ func (c *Conn) NotifyInvalInode(node uint64, off, length int64) error {
 // for a mount point. For locks and other errors see NotifyInvalEntry.
 func (c *Conn) NotifyDelete(parent, child uint64, name string) error {
 	// struct fuse_notify_delete_out { u64 parent; u64 child; u32 namelen; u32 padding; }
-	return notifyError("delete", c.notify(notifyDelete, []uint64{parent, child, nameLength(name)}, name))
+	return notifyError("delete", c.notifyName(notifyDelete, name, parent, child, nameLength(name)))
 }
 
 // NotifyResend makes the kernel send again every request that was read but not
@@ -97,7 +112,7 @@ func (c *Conn) NotifyDelete(parent, child uint64, name string) error {
 // the connection over; here, where handlers may be running, it repeats
 // their requests. It fails with EINVAL on a kernel before 6.9.
 func (c *Conn) NotifyResend() error {
-	return notifyError("resend", c.notify(notifyResend, nil, ""))
+	return notifyError("resend", c.notify(notifyResend))
 }
 
 // Requests of FUSE_DEV_IOC_MAGIC, 229: _IOW(229, 1, struct fuse_backing_map) and _IOW(229, 2, __u32).

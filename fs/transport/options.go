@@ -74,6 +74,11 @@ type Options struct {
 	// have room for RequestSize, or more where MaxWrite is more. Default: memory of its own.
 	State *state.Region
 
+	// Notify hands the kernel a message that may have to wait for the lock of a directory: Notify of this package, which
+	// is the default. A daemon that others are to take over from must do that in another process: who waits for that lock
+	// cannot be killed, and whoever holds it waits for the next daemon.
+	Notify func(dev int, message []byte) error
+
 	// Step, when set, is called with "replied" when a request was answered, and its record not
 	// cleared yet, so that a test can end the process there. The opcode is FUSE's.
 	Step func(opcode uint32, step string)
@@ -91,6 +96,9 @@ func (o *Options) EnsureDefaults() {
 	setDefault(&o.Wakeups, WakeupsAuto)
 	setDefault(&o.MinThreads, min(max(runtime.NumCPU()/2, 1), 8))
 	setDefault(&o.MaxThreads, max(defaultMaxThreads, o.MinThreads))
+	if o.Notify == nil {
+		o.Notify = Notify
+	}
 	if o.Step == nil {
 		o.Step = func(uint32, string) {}
 	}

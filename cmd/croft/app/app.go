@@ -134,7 +134,7 @@ func (a *App) root() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%w", err) })
 	group(root)
 	root.AddCommand(a.poolCommand(), a.volumeCommand(), a.snapshotCommand(), a.mountCommand(), a.nodeCommand(), a.controllerCommand(),
-		a.keeperCommand(), bindCommand(), a.probeCommand(), a.checkCommand(), a.requestsCommand(), a.metricsCommand(), a.doctorCommand(), a.versionCommand())
+		a.keeperCommand(), bindCommand(), notifyCommand(), a.probeCommand(), a.checkCommand(), a.requestsCommand(), a.metricsCommand(), a.doctorCommand(), a.versionCommand())
 	addCompletion(root)
 	return root
 }

@@ -5,12 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"os/exec"
 	"runtime"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/croftfs/croft/fs/transport"
 )
@@ -34,18 +37,59 @@ func bindCommand() *cobra.Command {
 // and nothing is mounted after that.
 func bindElsewhere(ctx context.Context, source, target string, flags []string) error {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{"bind", "--", source, target}, flags...)...)
-	cmd.Args[0] = "croft"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread() // whose death the signal tells of
 	defer runtime.UnlockOSThread()
+	err := runSelf(cmd)
+	if ctx.Err() != nil {
+		return fmt.Errorf("mount on %s: %w", target, ctx.Err())
+	}
+	return err
+}
+
+// notifyDevice is the descriptor that `croft notify` has /dev/fuse as.
+const notifyDevice = 3
+
+// notifyCommand is what a daemon runs in a process of its own: see notifyElsewhere.
+func notifyCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    "notify",
+		Short:  "Hand the kernel a message from standard input",
+		Hidden: true,
+		Args:   asUsage(cobra.NoArgs),
+		RunE: func(*cobra.Command, []string) error {
+			message, err := io.ReadAll(os.Stdin)
+			if err != nil {
+				return err
+			}
+			return transport.Notify(notifyDevice, message)
+		},
+	}
+}
+
+// notifyElsewhere is transport.Notify in another process: see transport.Options.Notify. It is done also when the daemon is
+// killed meanwhile.
+func notifyElsewhere(dev int, message []byte) error {
+	copied, err := unix.FcntlInt(uintptr(dev), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	device := os.NewFile(uintptr(copied), "/dev/fuse")
+	defer device.Close()
+	cmd := exec.Command("/proc/self/exe", "notify")
+	cmd.ExtraFiles = []*os.File{device}
+	cmd.Stdin = bytes.NewReader(message)
+	return runSelf(cmd)
+}
+
+// runSelf runs a command of this program, and returns what it says is wrong.
+func runSelf(cmd *exec.Cmd) error {
+	cmd.Args[0] = "croft"
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	err := cmd.Run()
 	var exit *exec.ExitError
-	switch {
-	case ctx.Err() != nil:
-		return fmt.Errorf("mount on %s: %w", target, ctx.Err())
-	case errors.As(err, &exit) && said.Len() > 0:
+	if errors.As(err, &exit) && said.Len() > 0 {
 		return errors.New(strings.TrimPrefix(strings.TrimSpace(said.String()), "croft: "))
 	}
 	return err

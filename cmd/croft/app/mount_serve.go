@@ -182,7 +182,7 @@ func (d *server) start(ctx context.Context, places []place) error {
 
 func (d *server) poolOptions(at place) pool.Options {
 	o := pool.Options{
-		Dir: at.dir, Logger: d.log, IdleAfter: d.idleAfter, RequestStep: d.app.killStep(), Bind: bindElsewhere,
+		Dir: at.dir, Logger: d.log, IdleAfter: d.idleAfter, RequestStep: d.app.killStep(), Bind: bindElsewhere, Notify: notifyElsewhere,
 		Overcommit: d.promise.overcommit, Spare: d.promise.spare / 100,
 	}
 	if d.keeper != nil {
