@@ -2,7 +2,6 @@ package fs
 
 import (
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -375,38 +374,4 @@ func (f *FS) changeHiddenLocked(n *node, fd int, do func() error) error {
 	}
 	size, data := f.roundUp(n.size), n.charge()-min(n.charge(), linkCharge(uint64(st.Nlink)))
 	return f.changeLocked(n, fd, size-min(size, data), do)
-}
-
-// The ioctls and the struct of include/uapi/linux/fs.h, "file attributes".
-const (
-	fsIocFsgetxattr   = 0x801c581f // _IOR('X', 31, struct fsxattr)
-	fsIocFssetxattr   = 0x401c5820 // _IOW('X', 32, struct fsxattr)
-	fsXflagCowextsize = 0x00010000
-)
-
-type fsxattr struct {
-	xflags, extsize, nextents, projid, cowextsize uint32
-	_                                             [8]byte
-}
-
-// noCowAhead makes xfs copy on write exactly the shared blocks of the file behind fd
-// that are written. By default it takes 32 around each, holes among them, and
-// then keeps data that is written into such a hole where FIEMAP does not show
-// it until write-back: the charge would move by itself. It is an optimisation's
-// hint, so a failure is of no matter where no blocks can be shared.
-func noCowAhead(fd int) {
-	var st unix.Statfs_t
-	if unix.Fstatfs(fd, &st) != nil {
-		return
-	}
-	var x fsxattr
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fsIocFsgetxattr, uintptr(unsafe.Pointer(&x))); errno != 0 {
-		return
-	}
-	if x.xflags&fsXflagCowextsize != 0 && x.cowextsize == uint32(st.Bsize) {
-		return
-	}
-	x.xflags |= fsXflagCowextsize
-	x.cowextsize = uint32(st.Bsize)
-	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fsIocFssetxattr, uintptr(unsafe.Pointer(&x)))
 }

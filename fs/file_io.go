@@ -229,8 +229,8 @@ func (f *FS) copyLocked(n *node, src, dst *file, in *fuse.CopyFileRangeIn) (copi
 		return 0, err
 	}
 	if f.isXFS {
-		noCowAhead(src.fd)
-		noCowAhead(dst.fd)
+		f.rule.NoCowAhead(src.fd)
+		f.rule.NoCowAhead(dst.fd)
 	}
 	n.dense = false // a reflink brings the source's holes along
 	_, err = f.growLocked(n, dst.fd, in.OffOut, length, true, func(length uint64) (uint64, error) {

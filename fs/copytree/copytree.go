@@ -68,8 +68,9 @@ type copier struct {
 	ctx          context.Context
 	o            Options
 	src, dst     *os.File
-	srcFD, dstFD int     // theirs, for open_by_handle_at(2)
-	mount        int     // of the source
+	srcFD, dstFD int // theirs, for open_by_handle_at(2)
+	mount        int // of the source
+	isXFS        bool
 	staging      *Staged // what Stage makes; nil in Copy
 	links        links
 	noReflink    atomic.Bool
@@ -111,7 +112,11 @@ func newCopier(ctx context.Context, src, dst *os.File, o Options) (*copier, erro
 	if err != nil {
 		return nil, fmt.Errorf("handle of %s: %w", dst.Name(), err)
 	}
-	c.mount, c.dirs = mount, []dirHandles{{from, to}}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(c.srcFD, &st); err != nil {
+		return nil, fmt.Errorf("statfs of %s: %w", src.Name(), err)
+	}
+	c.mount, c.dirs, c.isXFS = mount, []dirHandles{{from, to}}, st.Type == unix.XFS_SUPER_MAGIC
 	return c, nil
 }
 

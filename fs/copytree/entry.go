@@ -92,6 +92,7 @@ func (c *copier) copyRegular(d *dir, name string, st *unix.Stat_t) error {
 		return err
 	}
 	defer unix.Close(src)
+	c.noCowAhead(src)
 	dst, err := c.copyData(d, name, src, st)
 	if err != nil {
 		return err
@@ -101,6 +102,10 @@ func (c *copier) copyRegular(d *dir, name string, st *unix.Stat_t) error {
 	c.o.Progress.Bytes.Add(uint64(st.Size))
 	return copyAttributes(src, dst, st)
 }
+
+// noCowAhead prepares a file for sharing its blocks, where it is not: volumes of earlier versions hold such. Their
+// copies have it from the directory that they are made in.
+func (c *copier) noCowAhead(src int) (changed bool) { return c.isXFS && c.o.Rule.NoCowAhead(src) }
 
 // openRegular opens the file that st is of.
 func openRegular(dirFD int, name string, st *unix.Stat_t) (int, error) {

@@ -105,6 +105,9 @@ func (c *copier) stage(d *dir, name string, st *unix.Stat_t) error {
 		return err
 	}
 	defer unix.Close(src)
+	if c.noCowAhead(src) { // which has changed it
+		return nil
+	}
 	if c.noReflink.Load() {
 		// Pages that mappings have made dirty already are stored into without a change of ctime.
 		const flags = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER

@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"fmt"
+	"math"
 
 	"golang.org/x/sys/unix"
 
@@ -36,10 +37,10 @@ func (p *Pool) Capacity(context.Context) (Capacity, error) {
 func (p *Pool) capacity() (Capacity, error) {
 	c := Capacity{Committed: p.promised}
 	for _, v := range p.volumes {
-		c.Committed += v.record.Limit.Bytes
+		c.Committed = more(c.Committed, v.record.Limit.Bytes)
 	}
 	for _, s := range p.snaps {
-		c.Committed += s.record.Used.Bytes
+		c.Committed = more(c.Committed, s.record.Used.Bytes)
 	}
 	// What volumes write meanwhile must not be seen twice: it is looked for in them first, and on the disk after.
 	had := p.onDisk()
@@ -62,6 +63,9 @@ func (p *Pool) capacity() (Capacity, error) {
 }
 
 func less(a, b uint64) uint64 { return a - min(a, b) }
+
+// more saturates: with any sum of limits allowed, that may be above what a number holds.
+func more(a, b uint64) uint64 { return a + min(b, math.MaxUint64-a) }
 
 // onDisk is a number of bytes that volumes and snapshots have on the disk for certain. Where copies share blocks, that
 // is what the largest of a family has. Pool.mu is held.

@@ -3,6 +3,7 @@ package pool
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -127,6 +128,20 @@ func TestOvercommit(t *testing.T) {
 	}
 	_, err := p.Create(t.Context(), "w", CreateOptions{Bytes: c.Usable})
 	wantErr(t, "three times", err, []error{ErrNoRoom})
+}
+
+// TestBoundlessSum has volumes whose limits are more in all than a number holds: nothing may be promised afterwards.
+func TestBoundlessSum(t *testing.T) {
+	p := promisingPool(t, 0)
+	for _, name := range []string{"a", "b", "c", "d", "e"} {
+		if _, err := p.Create(t.Context(), name, CreateOptions{Bytes: MaxBytes}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.overcommit = 1 // as at the next start
+	if c := capacityOf(t, p); c.Committed != math.MaxUint64 || c.Available != 0 {
+		t.Errorf("five times 4 EiB: %+v", c)
+	}
 }
 
 // TestFamilies counts what shares its blocks once, however long the line.

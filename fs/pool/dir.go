@@ -70,6 +70,9 @@ func (p *Pool) makeDir(parent *os.File, name string, o dirOptions) error {
 		return err
 	}
 	fd := int(d.Fd())
+	if p.fstype == "xfs" {
+		p.rule.NoCowAhead(fd) // and with it all that comes into it
+	}
 	err = unix.Fchown(fd, o.uid, o.gid)
 	if err == nil {
 		err = unix.Fchmod(fd, o.mode)

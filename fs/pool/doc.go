@@ -45,6 +45,22 @@
 //
 // It is deleted in the steps of a volume. A snapshot that somebody copies from is not deleted.
 //
+// Publish, with publish.go:
+//
+//  1. record, durable                next mount forgets a record without a mount
+//  2. device attached, if a block    likewise, and it is detached
+//     volume's; target made
+//  3. mounted                        next mount finds it alive, or replaces what has died with its daemon
+//  4. the caller hears yes
+//
+// Unpublish:
+//
+//  1. unmounted                      next mount forgets a record without a mount
+//  2. target removed                 likewise
+//  3. device detached                likewise
+//  4. record removed, durable        it is published no more
+//  5. the caller hears yes
+//
 // A block volume's file is allocated in full before its record is ready, and before its record is larger; a file that
 // is longer than its record says is cut at Open. Its loop device is recorded nowhere: the kernel is asked which has
 // the file, so that one which an earlier daemon has left is found.

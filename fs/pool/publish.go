@@ -229,8 +229,9 @@ func (p *Pool) admit(r meta.Publication) (mine bool, err error) {
 }
 
 func sameWay(a, b meta.Publication) bool {
+	sorted := func(flags []string) []string { return slices.Sorted(slices.Values(flags)) }
 	sameGroup := a.Group == nil && b.Group == nil || a.Group != nil && b.Group != nil && *a.Group == *b.Group
-	return a.ReadOnly == b.ReadOnly && a.Exclusive == b.Exclusive && sameGroup && slices.Equal(a.Flags, b.Flags)
+	return a.ReadOnly == b.ReadOnly && a.Exclusive == b.Exclusive && sameGroup && slices.Equal(sorted(a.Flags), sorted(b.Flags))
 }
 
 func (p *Pool) recordPublication(r meta.Publication) error {

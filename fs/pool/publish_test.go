@@ -347,9 +347,11 @@ func TestPublishBeside(t *testing.T) {
 		volume        string         // of the second, if it is not v
 		want          error
 	}{
-		"the same":                     {first: PublishOptions{Target: "a", Flags: []string{"nosuid"}}, second: PublishOptions{Target: "a", Flags: []string{"nosuid"}}},
-		"read-only":                    {first: PublishOptions{Target: "a"}, second: PublishOptions{Target: "a", ReadOnly: true}, want: ErrPublished},
-		"no longer read-only":          {first: PublishOptions{Target: "a", ReadOnly: true}, second: PublishOptions{Target: "a"}, want: ErrPublished},
+		"the same":            {first: PublishOptions{Target: "a", Flags: []string{"nosuid"}}, second: PublishOptions{Target: "a", Flags: []string{"nosuid"}}},
+		"read-only":           {first: PublishOptions{Target: "a"}, second: PublishOptions{Target: "a", ReadOnly: true}, want: ErrPublished},
+		"no longer read-only": {first: PublishOptions{Target: "a", ReadOnly: true}, second: PublishOptions{Target: "a"}, want: ErrPublished},
+		"in another order": {first: PublishOptions{Target: "a", Flags: []string{"nosuid", "nodev"}},
+			second: PublishOptions{Target: "a", Flags: []string{"nodev", "nosuid"}}},
 		"other flags":                  {first: PublishOptions{Target: "a", Flags: []string{"nosuid"}}, second: PublishOptions{Target: "a"}, want: ErrPublished},
 		"exclusive on the same":        {first: PublishOptions{Target: "a"}, second: PublishOptions{Target: "a", Exclusive: true}, want: ErrPublished},
 		"a group on the same":          {first: PublishOptions{Target: "a"}, second: PublishOptions{Target: "a", Group: group(0)}, want: ErrPublished},
