@@ -62,24 +62,11 @@ func makers() []maker {
 		return &system{dir: backing}, nil
 	}}}
 	for _, t := range tiers {
-		list = append(list, maker{"croft-" + t.name, "Croft, tier " + t.name + ": " + t.title,
-			func(ctx context.Context, b *bench, backing, mnt string) (*system, error) {
-				pool := filepath.Join(backing, "pool")
-				if err := b.makePool(ctx, pool, volumeOf("bench", 4_000_000), limitedVolume); err != nil {
-					return nil, err
-				}
-				// The record that a volume is clean is written long after its last change: not
-				// while another system is measured.
-				s, err := b.mountPool("croft-"+t.name, t.name, pool, mnt, "--idle-after=1h")
-				if err != nil {
-					return nil, err
-				}
-				s.pool, s.once, s.dir = pool, t.once, filepath.Join(mnt, "bench")
-				s.requests = func(ctx context.Context) (float64, error) { return b.requests(ctx, pool) }
-				return s, nil
-			}})
+		list = append(list, croft("croft-"+t.name, "Croft, tier "+t.name+": "+t.title, t.name, t.once))
 	}
 	return append(list, []maker{
+		croft("croft-kept", "Croft, tier "+tiers[0].name+", with a keeper: what the next daemon needs is written down as it happens", tiers[0].name,
+			false, "--keeper=auto"),
 		{"loopback", "go-fuse's example program", func(_ context.Context, b *bench, backing, mnt string) (*system, error) {
 			return b.mountedBy("loopback", mnt, b.opts.loopback, "-q", "-allow-other", "-directmount", mnt, backing)
 		}},
@@ -90,6 +77,25 @@ func makers() []maker {
 			return b.mountedBy("bindfs", mnt, "bindfs", "-f", "--multithreaded", "-o", "big_writes,auto_cache", "--forward-odirect=4096", backing, mnt)
 		}},
 	}...)
+}
+
+// croft makes Croft in a tier, with further flags of `croft mount`.
+func croft(name, title, tier string, once bool, flags ...string) maker {
+	return maker{name, title, func(ctx context.Context, b *bench, backing, mnt string) (*system, error) {
+		pool := filepath.Join(backing, "pool")
+		if err := b.makePool(ctx, pool, volumeOf("bench", 4_000_000), limitedVolume); err != nil {
+			return nil, err
+		}
+		// The record that a volume is clean is written long after its last change: not
+		// while another system is measured.
+		s, err := b.mountPool(name, tier, pool, mnt, append(flags, "--idle-after=1h")...)
+		if err != nil {
+			return nil, err
+		}
+		s.pool, s.once, s.dir = pool, once, filepath.Join(mnt, "bench")
+		s.requests = func(ctx context.Context) (float64, error) { return b.requests(ctx, pool) }
+		return s, nil
+	}}
 }
 
 func systemNames() []string {
