@@ -71,3 +71,10 @@ func TestTopology(t *testing.T) {
 		}
 	}
 }
+
+func ok(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
