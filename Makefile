@@ -29,7 +29,7 @@ test: deps build ## every test, over real mounts, or those of PKG=./fs/... (as r
 
 .PHONY: soak
 soak: deps build ## daemons killed 200 times in each tier, under load; ARGS="-kills 1000" (as root)
-	hack/with-scratch.sh go test ./test/takeover -count=1 -v -timeout 6h -args -kills 200 -stopped 30s -inodes 100000 -volumes 1000 $(ARGS)
+	SCRATCH_TIMEOUT=21600 hack/with-scratch.sh go test ./test/takeover -count=1 -v -timeout 6h -args -kills 200 -stopped 30s -inodes 100000 -volumes 1000 $(ARGS)
 
 .PHONY: lint
 lint: deps ## gofmt, vet, staticcheck, import rules, shellcheck, go mod tidy

@@ -45,6 +45,10 @@ func TestMain(m *testing.M) {
 		guardProcess(parent, os.Args[1])
 		return
 	}
+	if os.Getenv(resumeEnv) != "" {
+		resumeProcess()
+		return
+	}
 	os.Exit(runGuarded(m))
 }
 
