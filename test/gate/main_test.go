@@ -26,7 +26,7 @@ import (
 const block = quota.MinBlock
 
 func TestMain(m *testing.M) {
-	kit.Main(m, map[string]kit.Helper{"spin": spin, "hammer": hammer, "store": store})
+	kit.Main(m, map[string]kit.Helper{"spin": spin, "hammer": hammer, "store": store, "insist": insist})
 }
 
 // spin keeps a processor busy until its standard input ends, or for a minute.

@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -94,6 +96,55 @@ func store(args []string) int {
 		mem[n] = 1
 	}
 	return 0
+}
+
+// insist is store for a process that SIGBUS does not end, a block at a time.
+func insist(args []string) int {
+	signal.Ignore(unix.SIGBUS)
+	most, _ := strconv.Atoi(args[1])
+	f, err := os.OpenFile(args[0], os.O_RDWR, 0)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	mem, err := unix.Mmap(int(f.Fd()), 0, most, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	for n := 0; n < most; n += block {
+		mem[n] = 1
+		time.Sleep(time.Millisecond)
+	}
+	return 0
+}
+
+// TestInsist ends a process that goes on storing into the holes of a full volume, where a store cannot be refused.
+func TestInsist(t *testing.T) {
+	const limit, most = 256 * kit.Mi, kit.Gi
+	for _, fstype := range []string{"xfs", "btrfs"} {
+		t.Run(fstype, func(t *testing.T) {
+			p := mount(t, fstype, 3*kit.Gi)
+			dir := p.Create("v", limit)
+			f := open(t, os.O_CREATE|os.O_RDWR, dir, "f")
+			kit.OK(t, f.Truncate(most))
+			fillUp(t, dir, "rest")
+			r := kit.Process{Helper: "insist", Args: []string{f.Name(), fmt.Sprint(most)}}.Run(t)
+			if r.Code != -1 {
+				t.Errorf("it was not killed: %s", r)
+			}
+			if said := p.Log(); strings.Count(said, "SIGBUS") < 10 || !strings.Contains(said, "SIGKILL") {
+				t.Errorf("the daemon says:\n%s", said)
+			}
+			if over := int64(onDisk(t, p, "v")) - limit; over > 64*kit.Mi {
+				t.Errorf("%d bytes above the limit", over)
+			}
+			f.Close()
+			removeAll(t, dir)
+			p.Idle()
+			p.Check()
+		})
+	}
 }
 
 // TestSilent measures how far a full volume grows by what raises no events.
