@@ -82,7 +82,7 @@ func (c *copier) copyFile(d *dir, name string, st *unix.Stat_t) error {
 }
 
 func (c *copier) copyRegular(d *dir, name string, st *unix.Stat_t) error {
-	if c.o.Staged != nil {
+	if c.o.Staged != nil && st.Size >= c.o.StageFrom {
 		if took, err := c.o.Staged.take(d, name, st); took || err != nil {
 			return err
 		}
