@@ -21,21 +21,25 @@ import (
 // are open for writing are held, and reserve what they need first. See writing.go,
 // sampler.go and quota/gate.
 
-const (
+var (
 	// gateBelow is how much room a volume has at least while it is not gated, in
-	// bytes; ungateAbove is from where on it is not any more. What is between a look of
+	// bytes, 64 MiB for 32 GiB/s; ungateAbove is from where on it is not any more. What is between a look of
 	// the sampler and its next must fit into the first.
-	gateBelow   = 64 << 20
+	gateBelow   = writeSpeed / 512
 	ungateAbove = 2 * gateBelow
-	// maxBelow is how far the first is raised in a volume where it was too little.
-	maxBelow = 1 << 30
 
 	// A call that is under way when a volume is gated goes on, with all that it
 	// was asked to write, at most MAX_RW_COUNT (include/linux/fs.h). Where such a one
 	// does not fit any more, the first call of each file is held, and only who
-	// makes short ones is left alone, until the room is half of that.
+	// makes calls of up to calmCall bytes is left alone, until the room is half of that.
 	probeBelow = gateBelow + 1<<31
-	calmCall   = 1 << 20
+)
+
+const (
+	calmCall = 1 << 20
+
+	// maxBelow is how far gateBelow is raised in a volume where it was too little.
+	maxBelow = 1 << 30
 
 	// A volume that is frozen is looked at each settlePause until nothing moves, maxSettle times.
 	settlePause = 2 * time.Millisecond

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -12,16 +13,34 @@ import (
 
 func TestPeriod(t *testing.T) {
 	for room, want := range map[uint64]time.Duration{
-		0:         gatedPeriod,
-		gateBelow: gatedPeriod,
-		1 << 30:   time.Second / 32,
-		9 << 30:   9 * time.Second / 32,
-		32 << 30:  maxPeriod,
-		1 << 62:   maxPeriod,
+		0:              gatedPeriod,
+		gateBelow:      gatedPeriod,
+		writeSpeed / 9: time.Second / 9,
+		writeSpeed:     maxPeriod,
+		1 << 62:        maxPeriod,
 	} {
 		if got := new(volume).period(room); got < want*99/100 || got > want*101/100 {
 			t.Errorf("%d bytes: %s, want %s", room, got, want)
 		}
+	}
+}
+
+func TestWriteSpeed(t *testing.T) {
+	for n, want := range map[int]uint64{1: 32 << 30, 32: 32 << 30, 33: 33 << 30, 128: 128 << 30, 256: 128 << 30} {
+		if got := writeSpeedOf(n); got != want {
+			t.Errorf("%d processors: %d, want %d", n, got, want)
+		}
+	}
+	if gateBelow < 64<<20 || 2*gateBelow > maxBelow {
+		t.Errorf("gated below %d bytes", gateBelow)
+	}
+	for list, want := range map[string]int{"0": 1, "0-1": 2, "0-3,8,10-11": 7, "": 0, "x": 0, "3-1": 0, "0-": 0, "-1": 0, "0,,2": 0} {
+		if got := countList(list); got != want {
+			t.Errorf("%q: %d, want %d", list, got, want)
+		}
+	}
+	if n := processors(); n < runtime.NumCPU() {
+		t.Errorf("%d processors, of which this process may use %d", n, runtime.NumCPU())
 	}
 }
 

@@ -3,8 +3,11 @@ package fs
 import (
 	"encoding/binary"
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,10 +16,6 @@ import (
 )
 
 const (
-	// writeSpeed is how fast a machine writes at the most, in bytes a second: what
-	// memory takes in. The sampler looks again before the room is used up at that.
-	writeSpeed = 32 << 30
-
 	maxPeriod = time.Second
 	// gatedPeriod is how often it looks at a gated volume, for what grows all the same.
 	gatedPeriod = 2 * time.Millisecond
@@ -25,6 +24,39 @@ const (
 	// minGated is how long a volume stays gated at least.
 	minGated = 20 * time.Millisecond
 )
+
+// writeSpeed is how fast this machine writes at the most, in bytes a second. The sampler looks again before the
+// room is used up at that.
+var writeSpeed = writeSpeedOf(processors())
+
+// writeSpeedOf is what so many processors write at the most: what memory takes in, which is more where there are more than 32.
+func writeSpeedOf(processors int) uint64 { return uint64(min(max(processors, 32), 128)) << 30 }
+
+// processors counts those of the machine, whichever of them this process may use: others write on all.
+func processors() int {
+	online, err := os.ReadFile("/sys/devices/system/cpu/online")
+	if n := countList(strings.TrimSpace(string(online))); err == nil && n > 0 {
+		return n
+	}
+	return runtime.NumCPU()
+}
+
+// countList counts the members of a list such as "0-3,8"; 0 if it is none.
+func countList(list string) (n int) {
+	for part := range strings.SplitSeq(list, ",") {
+		first, last, isRange := strings.Cut(part, "-")
+		if !isRange {
+			last = first
+		}
+		from, err := strconv.Atoi(first)
+		to, errTo := strconv.Atoi(last)
+		if err != nil || errTo != nil || from < 0 || to < from {
+			return 0
+		}
+		n += to - from + 1
+	}
+	return n
+}
 
 // sampler finds out what the kernel writes by itself. Its thread looks at the
 // volumes that have files open for writing, and sleeps while there are none.
@@ -93,7 +125,7 @@ func (s *sampler) closing() { s.by(closingPeriod) }
 
 // period is until when a volume need not be looked at again.
 func (v *volume) period(room uint64) time.Duration {
-	return min(max(time.Duration(float64(room)/writeSpeed*float64(time.Second)), gatedPeriod), maxPeriod)
+	return min(max(time.Duration(float64(room)/float64(writeSpeed)*float64(time.Second)), gatedPeriod), maxPeriod)
 }
 
 func (s *sampler) run() {
