@@ -1,6 +1,7 @@
 package crash_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -155,6 +156,38 @@ func TestInUse(t *testing.T) {
 	p.Check()
 }
 
+// TestInitIfMissing makes a pool once, and leaves one that is there as it is, also while it is in use. Nothing else is taken for one.
+func TestInitIfMissing(t *testing.T) {
+	p := kit.NewPool(t, "ext4")
+	config := filepath.Join(p.Dir, "pool.json")
+	before, err := os.ReadFile(config)
+	kit.OK(t, err)
+	p.Mount()
+	p.Create("v", kit.Mi)
+	if id := strings.TrimSpace(p.MustCroft("pool", "init", "--if-missing", p.Dir)); id != p.ID {
+		t.Errorf("the pool's id is %s, and init says %q", p.ID, id)
+	}
+	after, err := os.ReadFile(config)
+	kit.OK(t, err)
+	if !bytes.Equal(before, after) {
+		t.Errorf("init has changed %s: %s", config, after)
+	}
+	p.Check()
+	base := filepath.Dir(p.Dir)
+	other := filepath.Join(base, "other")
+	first := p.MustCroft("pool", "init", "--if-missing", other)
+	if again := p.MustCroft("pool", "init", "--if-missing", other); first == "" || again != first {
+		t.Errorf("a new pool's id is %q, and when asked again %q", first, again)
+	}
+	kit.OK(t, os.Mkdir(filepath.Join(base, "used"), 0o755))
+	kit.OK(t, os.WriteFile(filepath.Join(base, "used", "f"), nil, 0o644))
+	for dir, says := range map[string]string{"used": "not empty", "no/such/parent": "no such"} {
+		if r := p.Croft("pool", "init", "--if-missing", filepath.Join(base, dir)); r.Code != 1 || !strings.Contains(r.Stderr, says) {
+			t.Errorf("init of %s: %s", dir, r)
+		}
+	}
+}
+
 // TestNewerFormat refuses what a newer version has written, or somebody else.
 func TestNewerFormat(t *testing.T) {
 	p := kit.NewPool(t, "ext4")
@@ -183,6 +216,7 @@ func TestNewerFormat(t *testing.T) {
 			{"volume", "delete", "--pool", p.Dir, "v"},
 			{"check", "--pool", p.Dir, "--repair"},
 			{"pool", "init", p.Dir},
+			{"pool", "init", "--if-missing", p.Dir},
 		} {
 			r := p.Croft(args...)
 			says := test.says

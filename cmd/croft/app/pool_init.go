@@ -1,6 +1,7 @@
 package app
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -16,8 +17,9 @@ func (a *App) poolCommand() *cobra.Command {
 }
 
 func (a *App) poolInitCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "init DIR",
+	var ifMissing bool
+	cmd := &cobra.Command{
+		Use:   "init [--if-missing] DIR",
 		Short: "Make a pool of a directory",
 		Long: "Make a pool of a directory on ext4, xfs or btrfs. The directory is empty, or does not\n" +
 			"exist while its parent does. The pool's id is printed.",
@@ -33,6 +35,9 @@ func (a *App) poolInitCommand() *cobra.Command {
 				return err
 			}
 			id, err := pool.Init(args[0])
+			if ifMissing && errors.Is(err, pool.ErrIsPool) {
+				id, err = pool.ReadID(args[0])
+			}
 			if err != nil {
 				return err
 			}
@@ -40,4 +45,6 @@ func (a *App) poolInitCommand() *cobra.Command {
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&ifMissing, "if-missing", false, "when DIR is a pool already, leave it as it is and print its id")
+	return cmd
 }
