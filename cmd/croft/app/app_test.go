@@ -509,9 +509,10 @@ func TestResolvePlaces(t *testing.T) {
 }
 
 func TestDaemonArgs(t *testing.T) {
-	o := &mountOptions{log: newLogOptions(), tier: newChoice("read"), wakeups: newChoice("plain"), idleAfter: time.Second, promise: promise{overcommit: 1.5, spare: 5}}
+	o := &mountOptions{log: newLogOptions(), tier: newChoice("read"), wakeups: newChoice("plain"), idleAfter: time.Second, promise: promise{overcommit: 1.5, spare: 5}, metrics: ":9808"}
 	got := daemonArgs(o, []place{{"/a", "/-b"}, {"/c d", "/e"}})
 	want := []string{"mount", "--ready-fd=3", "--idle-after=1s", "--overcommit=1.5", "--spare=5", "--tier=read", "--wakeups=plain",
+		"--metrics-address=:9808",
 		"--log-format=console", "--log-level=info", "--pool=/a", "--pool=/c d", "--", "/-b", "/e"}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%q", got)

@@ -40,6 +40,7 @@ type mountOptions struct {
 	keeper    string // keeperAuto, keeperNone or a socket
 	keeperFD  int    // of a supervised daemon: its keeper; else -1
 	watchdog  time.Duration
+	metrics   string // the address that Prometheus asks; "" for none
 
 	node *nodeOptions // of croft node; else nil
 }
@@ -109,10 +110,11 @@ func (o *mountOptions) flags(cmd *cobra.Command) {
 		}
 	}
 	f.StringVar(&o.keeper, "keeper", keeperAuto, "who keeps the mounts when the daemon dies, for the next: the command itself, which\nstarts it (auto); the keeper at that socket; nobody (none)")
+	f.StringVar(&o.metrics, "metrics-address", "", "answer Prometheus at http://ADDRESS/metrics, and at /healthz whether the mounts answer, to\nwhoever reaches it: :9808, 127.0.0.1:9808 (default: at none)")
 	o.log.flags(cmd)
 	o.tier.flag(cmd, "tier", "", "what the kernel reads and writes by itself: nothing (daemon); files opened for\nreading only (read); files opened for writing as well (gate), whose system calls\nare held while their volume has less than 64 MiB of room; the same, but always\nheld (hold), for tests. auto is gate, read or daemon, the first that works here")
 	o.wakeups.flag(cmd, "wakeups", "", "fast: while requests come fast, idle processors poll instead of sleeping;\nplain: they do not; auto is fast where sleeping costs most, in a virtual machine")
-	for _, name := range []string{"idle-after", "overcommit", "spare"} {
+	for _, name := range []string{"idle-after", "overcommit", "spare", "metrics-address"} {
 		complete(cmd, name, cobra.NoFileCompletions)
 	}
 }
@@ -137,6 +139,9 @@ func (a *App) checkMountArgs(o *mountOptions, mountpoints []string) error {
 		return usage("--spare %v: percent, from 0 to below 100", o.promise.spare)
 	case o.idleAfter <= 0:
 		return usage("--idle-after %s: it must be more than 0", o.idleAfter)
+	}
+	if err := checkMetricsAddress(o.metrics); err != nil {
+		return err
 	}
 	if o.keeper != keeperAuto && o.keeper != keeperNone {
 		socket, err := filepath.Abs(o.keeper)
@@ -206,6 +211,7 @@ func (a *App) runMount(cmd *cobra.Command, o *mountOptions, args []string) (err 
 		log:       logger,
 		idleAfter: o.idleAfter,
 		promise:   o.promise,
+		address:   o.metrics,
 		ready:     ready,
 		wakeups:   transport.Wakeups(o.wakeups.word),
 	}

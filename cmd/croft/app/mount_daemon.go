@@ -76,7 +76,7 @@ func daemonArgs(o *mountOptions, places []place, more ...string) []string {
 	args := []string{
 		command, "--ready-fd=3", "--idle-after=" + o.idleAfter.String(),
 		fmt.Sprintf("--overcommit=%v", o.promise.overcommit), fmt.Sprintf("--spare=%v", o.promise.spare),
-		"--tier=" + o.tier.word, "--wakeups=" + o.wakeups.word,
+		"--tier=" + o.tier.word, "--wakeups=" + o.wakeups.word, "--metrics-address=" + o.metrics,
 	}
 	args = append(append(args, o.log.args()...), more...)
 	if o.node != nil {

@@ -52,6 +52,7 @@ type server struct {
 	promise   promise
 	tier      fs.Tier
 	wakeups   transport.Wakeups
+	address   string      // that Prometheus asks; "" for none
 	ready     func(error) // is called with nil when all is mounted
 	// serve begins what else is served when all is mounted, and returns what ends it. Default: nothing is.
 	serve   func() (stop func(), err error)
@@ -100,8 +101,13 @@ func (d *server) run(ctx context.Context, places []place) error {
 		if err != nil {
 			return errors.Join(err, d.abandon())
 		}
-		d.still = sync.OnceFunc(stop)
+		d.still = stop
 	}
+	if d.address != "" {
+		still, stop := d.still, d.serveMetrics(d.address)
+		d.still = func() { stop(); still() }
+	}
+	d.still = sync.OnceFunc(d.still)
 	defer func() { d.still() }()
 	for _, s := range d.seats {
 		go d.attend(s)

@@ -112,9 +112,21 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
+// Metrics are the pool's, without what Options adds.
+func (s *Server) Metrics() prometheus.Gatherer {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collector{s.pool, s.kept})
+	return registry
+}
+
+// ProcessMetrics are those of this process.
+func ProcessMetrics() prometheus.Gatherer {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return registry
+}
+
 // metrics answers in the text form of Prometheus: of the pool, of the process, and what Options adds.
 func (s *Server) metrics() http.Handler {
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collector{s.pool, s.kept}, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return promhttp.HandlerFor(prometheus.Gatherers{registry, s.also}, promhttp.HandlerOpts{})
+	return promhttp.HandlerFor(prometheus.Gatherers{s.Metrics(), ProcessMetrics(), s.also}, promhttp.HandlerOpts{})
 }
