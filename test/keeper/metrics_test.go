@@ -16,12 +16,12 @@ import (
 )
 
 // TestMetricsAddress asks a daemon of two pools over TCP, before and after another one has taken over, and what it says
-// when a mount does not answer. That the address is taken at first keeps no pool from being served.
+// when a mount does not answer. An address that is taken keeps no pool from being served.
 func TestMetricsAddress(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	kit.OK(t, err)
-	defer taken.Close()
 	address := taken.Addr().String()
+	kit.OK(t, taken.Close())
 	at := filepath.Join(kit.TempDir(t), "second")
 	p := kit.NewPool(t, "ext4")
 	second := filepath.Join(p.Backing, "second")
@@ -31,12 +31,8 @@ func TestMetricsAddress(t *testing.T) {
 	p.MountArgs = []string{"--metrics-address", address, "--pool", second, at}
 	p.Mount()
 	p.Create("v", 64*kit.Mi)
-	kit.Poll(t, "what the daemon says of an address that is taken", func() bool {
-		return strings.Contains(p.Log(), "metrics are not served: trying again")
-	})
-	kit.OK(t, taken.Close())
 
-	client := &http.Client{Timeout: 30 * time.Second}
+	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	ask := func(method, path string) (code int, body string) {
 		t.Helper()
 		request, err := http.NewRequestWithContext(t.Context(), method, "http://"+address+path, nil)
@@ -91,4 +87,16 @@ func TestMetricsAddress(t *testing.T) {
 		t.Errorf("/healthz without the first pool's mount: %d %q", code, text)
 	}
 	serves("when it is back")
+
+	p.Stop()
+	taken, err = net.Listen("tcp", address)
+	kit.OK(t, err)
+	defer taken.Close()
+	p.Mount()
+	kit.Poll(t, "what the daemon says of an address that is taken", func() bool {
+		return strings.Contains(p.Log(), "metrics are not served: trying again")
+	})
+	kit.OK(t, taken.Close())
+	serves("an address that was taken")
+	p.Stop()
 }
