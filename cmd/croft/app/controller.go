@@ -1,0 +1,113 @@
+package app
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+
+	"github.com/croftfs/croft/csi"
+	"github.com/croftfs/croft/kube"
+)
+
+// controllerOptions are the flags of croft controller.
+type controllerOptions struct {
+	endpoint  string
+	deadNodes *choice
+	after     time.Duration
+	name      string
+}
+
+func (a *App) controllerCommand() *cobra.Command {
+	o := controllerOptions{deadNodes: newChoice(string(kube.PolicyOff), string(kube.PolicyRetain), string(kube.PolicyDelete))}
+	logging := newLogOptions()
+	cmd := &cobra.Command{
+		Use:   "controller",
+		Short: "Serve the part of the CSI driver that belongs to no node",
+		Long: "Serve the part of the CSI driver that belongs to no node, for external-resizer: it tells that\n" +
+			"volumes are expanded on their nodes. It has no pool, and runs until SIGTERM. With --dead-nodes\n" +
+			"it also lets go of the volumes of nodes that have left the cluster for good; it is a pod then.\n" +
+			"It never touches data, nor a volume of a node that is only not ready.",
+		Args: asUsage(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			socket, err := csi.SocketPath(o.endpoint)
+			if err != nil {
+				return usage("--endpoint: %w", err)
+			}
+			if o.after < kube.MinGrace {
+				return usage("--dead-nodes-after %s: it is %s at least, so that a node may come back", o.after, kube.MinGrace)
+			}
+			log, err := logging.logger(a.Stderr)
+			if err != nil {
+				return err
+			}
+			return a.runController(cmd.Context(), &o, socket, log)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.endpoint, "endpoint", "unix://"+filepath.Join(a.RunDir, "csi", "controller.sock"), "the CSI socket")
+	o.deadNodes.flag(cmd, "dead-nodes", "", "what becomes of the volumes of a node that has left the cluster: nothing (off); their\nclaims are deleted, so that a StatefulSet makes new ones elsewhere, and the\nPersistentVolumes stay (retain), or go as well where their reclaim policy is Delete (delete)")
+	f.DurationVar(&o.after, "dead-nodes-after", kube.DefaultGrace, "how long a node must have been gone")
+	f.StringVar(&o.name, "name", "", "who acts, in events (default the host's name)")
+	for _, name := range []string{"endpoint", "dead-nodes-after", "name"} {
+		complete(cmd, name, cobra.NoFileCompletions)
+	}
+	logging.flags(cmd)
+	return cmd
+}
+
+func (a *App) runController(ctx context.Context, o *controllerOptions, socket string, log *zap.Logger) error {
+	ctx, stop := interruptible(ctx)
+	defer stop()
+	released, err := a.releaseDead(ctx, o, log)
+	if err != nil {
+		return err
+	}
+	server, err := csi.Listen(&csi.ControllerOnly{Version: a.version()}, socket, log)
+	if err != nil {
+		return err
+	}
+	a.notify("READY=1\nSTATUS=serving CSI")
+	log.Info("serving CSI", zap.String("socket", socket))
+	<-ctx.Done()
+	a.notify("STOPPING=1")
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), controlGrace)
+	defer cancel()
+	server.Shutdown(grace)
+	<-released
+	return nil
+}
+
+// releaseDead begins to let go of the volumes of nodes that are gone, until ctx ends.
+func (a *App) releaseDead(ctx context.Context, o *controllerOptions, log *zap.Logger) (ended <-chan struct{}, err error) {
+	done := make(chan struct{})
+	if o.deadNodes.word == string(kube.PolicyOff) {
+		close(done)
+		return done, nil
+	}
+	options := kube.Options{
+		Driver: csi.DriverName, TopologyKey: csi.TopologyKey, Policy: kube.Policy(o.deadNodes.word), Grace: o.after,
+		Name: o.name, Logger: log.Named("dead-nodes"),
+	}
+	if options.Name == "" {
+		if options.Name, err = os.Hostname(); err != nil {
+			return nil, err
+		}
+	}
+	if err := options.InCluster(); err != nil {
+		return nil, err
+	}
+	r, err := kube.New(options)
+	if err != nil {
+		return nil, err
+	}
+	log.Info("letting go of the volumes of nodes that are gone", zap.String("policy", o.deadNodes.word), zap.Duration("after", o.after))
+	go func() {
+		defer close(done)
+		r.Run(ctx)
+	}()
+	return done, nil
+}
