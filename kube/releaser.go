@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
@@ -179,13 +180,16 @@ func (r *Releaser) Sweep(ctx context.Context) error {
 			}
 		}
 		if now.Sub(since) < r.Grace {
-			told[v.uid] = true
-			if !r.told[v.uid] {
-				errs = append(errs, r.announce(ctx, v))
+			if told[v.uid] = true; !r.told[v.uid] {
+				err := r.announce(ctx, v)
+				told[v.uid] = err == nil
+				errs = append(errs, err)
 			}
 			continue
 		}
-		if err := r.release(ctx, v); err != nil {
+		if err := r.release(ctx, v); apierrors.IsConflict(err) { // also when another process was quicker
+			r.Logger.Info("a PV or its claim has changed meanwhile: the next sweep looks again", zap.String("pv", v.name), zap.Error(err))
+		} else if err != nil {
 			errs = append(errs, fmt.Errorf("PV %s: %w", v.name, err))
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -363,16 +364,34 @@ func TestChanged(t *testing.T) {
 	c := newCluster(t, PolicyRetain, pv("Delete", nil), pvc("claim-uid", "pv"))
 	c.setNodes(node("other"))
 	c.sweep(0, "event NodeGone")
-	c.clock = c.clock.Add(DefaultGrace)
+	conflicts := 0
 	c.objects.PrependReactor("patch", "persistentvolumes", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		if conflicts++; conflicts > 1 {
+			return false, nil, nil
+		}
 		return true, nil, apierrors.NewConflict(pvs.GroupResource(), "pv", fmt.Errorf("it has changed"))
 	})
-	c.changes = nil
-	if err := c.Sweep(t.Context()); err == nil || !strings.Contains(err.Error(), "it has changed") {
-		t.Errorf("%v", err)
+	c.sweep(DefaultGrace)
+	c.sweep(time.Minute, "patch persistentvolumes pv", "delete persistentvolumeclaims claim", "event VolumeReleased")
+}
+
+// TestEvent asks for a name that the API server takes: what is generated begins like a name.
+func TestEvent(t *testing.T) {
+	c := newCluster(t, PolicyDelete, pv("Delete", nil), pvc("claim-uid", "pv"))
+	c.setNodes(node("other"))
+	c.sweep(0, "event NodeGone")
+	list, err := c.objects.Resource(events).Namespace("ns").List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(list.Items) != 1 {
+		t.Fatalf("%v, %v", list, err)
 	}
-	if len(c.changes) > 0 {
-		t.Errorf("changed: %q", c.changes)
+	e := list.Items[0]
+	note, _, _ := unstructured.NestedString(e.Object, "note")
+	kind, _, _ := unstructured.NestedString(e.Object, "regarding", "kind")
+	if faults := validation.NameIsDNSSubdomain(e.GetGenerateName(), true); len(faults) > 0 {
+		t.Errorf("generateName %q: %q", e.GetGenerateName(), faults)
+	}
+	if kind != "PersistentVolumeClaim" || !strings.Contains(note, `node "gone"`) || !strings.Contains(note, "1h0m0s") {
+		t.Errorf("about a %s: %q", kind, note)
 	}
 }
 

@@ -231,7 +231,7 @@ func (r *Releaser) event(ctx context.Context, v volume, reason, note string) err
 	now := metav1.NewMicroTime(r.now()).UTC().Format(metav1.RFC3339Micro)
 	_, err := r.Objects.Resource(events).Namespace(v.claim.namespace).Create(ctx, &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "events.k8s.io/v1", "kind": "Event",
-		"metadata":            map[string]any{"generateName": v.claim.name + ".", "namespace": v.claim.namespace},
+		"metadata":            map[string]any{"generateName": v.claim.name + "-", "namespace": v.claim.namespace},
 		"eventTime":           now,
 		"reportingController": r.Driver, "reportingInstance": r.Name,
 		"action": "Release", "reason": reason, "type": "Warning", "note": note,
