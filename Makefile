@@ -9,7 +9,7 @@ GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(VERSION
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## bin/croft, one static binary
@@ -26,6 +26,20 @@ check: deps build lint ## in under two minutes: build, lint, short tests (as roo
 .PHONY: test
 test: deps build ## every test, over real mounts, or those of PKG=./fs/... (as root)
 	hack/with-scratch.sh hack/test.sh $(PKG)
+
+.PHONY: cluster-build
+cluster-build: ## Kubernetes' own programs, for the tests of a cluster: ten minutes cold (as root)
+	@hack/deps.sh cluster
+	test/cluster/debs.sh
+	nice -n 10 test/cluster/build.sh
+
+.PHONY: test-cluster
+test-cluster: deps cluster-build ## Croft in a real Kubernetes on this machine; ARGS="-run TestDrain" (as root)
+	hack/with-scratch.sh hack/test.sh cluster $(ARGS)
+
+.PHONY: e2e-storage
+e2e-storage: ## Kubernetes' own storage tests against Croft in that cluster (as root)
+	@$(MAKE) test-cluster ARGS="-run TestExternalStorage $(ARGS)"
 
 .PHONY: soak
 soak: deps build ## daemons killed 200 times in each tier, under load; ARGS="-kills 1000" (as root)

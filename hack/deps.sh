@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# deps.sh demo|test|bench|pjdfstest installs the Debian packages that the make target of that
+# deps.sh demo|test|bench|pjdfstest|cluster installs the Debian packages that the make target of that
 # name needs. It asks the network only when a command is missing.
 set -euo pipefail
 
@@ -37,6 +37,13 @@ pjdfstest autoreconf autoconf
 pjdfstest automake automake
 pjdfstest make     make
 pjdfstest openssl  openssl
+cluster gcc        gcc
+cluster ip         iproute2
+cluster mkfs.xfs   xfsprogs
+cluster nsenter    util-linux
+cluster openssl    openssl
+cluster pkg-config pkg-config
+cluster psql       postgresql
 "
 
 want=${1:-test}
@@ -44,7 +51,7 @@ missing=()
 while read -r who command package; do
 	# Each needs what those before it need as well.
 	case $want/$who in
-	*/demo | test/test | bench/bench | pjdfstest/test | pjdfstest/pjdfstest) ;;
+	*/demo | test/test | bench/bench | pjdfstest/test | pjdfstest/pjdfstest | cluster/cluster) ;;
 	*) continue ;;
 	esac
 	command -v "$command" >/dev/null || missing+=("$package")
@@ -53,8 +60,12 @@ done <<<"$needs"
 if [[ $want != demo && $want != bench && ! -e /usr/include/stdlib.h ]]; then
 	missing+=(libc6-dev)
 fi
+# runc links it.
+if [[ $want == cluster && ! -e /usr/include/seccomp.h ]]; then
+	missing+=(libseccomp-dev)
+fi
 # PostgreSQL's client may be there without its server.
-if [[ $want =~ ^(bench|test)$ && " ${missing[*]} " != *" postgresql "* ]] && ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
+if [[ $want =~ ^(bench|test|cluster)$ && " ${missing[*]} " != *" postgresql "* ]] && ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
 	missing+=(postgresql)
 fi
 ((${#missing[@]})) || exit 0

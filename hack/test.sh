@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # test.sh [PACKAGE...] runs every test of the module: the packages first, with the
 # race detector, then the suites in test/, one package at a time so that they do not
-# disturb each other. In CI a skipped test is a failure unless hack/skips.txt names it. The last
-# line counts; it is also left in bin/test/summary, beside `go test -json`'s output.
+# disturb each other. test.sh cluster [FLAG...] runs those of test/cluster, a module of
+# its own. In CI a skipped test is a failure unless hack/skips.txt names it. The last
+# line counts; it is also left in bin/test/summary, beside `go test -json`'s output
+# (bin/test-cluster/summary).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 results=$PWD/bin/test
+[[ ${1:-} != cluster ]] || results+=-cluster
 rm -rf "$results"
 mkdir -p "$results"
 module=$(go list -m)
@@ -23,21 +26,35 @@ suite() {
 		-p 1 -count 1 -timeout "$timeout" "$@" || status=1
 }
 
-(($#)) || set -- ./...
-packages=() suites=()
-listed=$(go list "$@")
-for package in $listed; do
-	case $package in
-	"$module"/test/*) suites+=("$package") ;;
-	*) packages+=("$package") ;;
-	esac
-done
+# modules runs the tests of this module's packages.
+modules() {
+	local package listed packages=() suites=()
+	listed=$(go list "$@")
+	for package in $listed; do
+		case $package in
+		"$module"/test/*) suites+=("$package") ;;
+		*) packages+=("$package") ;;
+		esac
+	done
+	if ((${#packages[@]})); then
+		CGO_ENABLED=1 suite packages 10m -race "${packages[@]}"
+	fi
+	if ((${#suites[@]})); then
+		suite suites 30m "${suites[@]}"
+	fi
+}
 
-if ((${#packages[@]})); then
-	CGO_ENABLED=1 suite packages 10m -race "${packages[@]}"
-fi
-if ((${#suites[@]})); then
-	suite suites 30m "${suites[@]}"
+# cluster runs the tests in a cluster. Each says what it does as it goes: it is the one that takes minutes.
+cluster() {
+	go tool gotestsum --format standard-verbose --hide-summary skipped --jsonfile "$results/cluster.json" --raw-command -- \
+		go -C test/cluster test -json -count 1 -timeout 60m "$@" . || status=1
+}
+
+if [[ ${1:-} == cluster ]]; then
+	cluster "${@:2}"
+else
+	(($#)) || set -- ./...
+	modules "$@"
 fi
 
 # tests ACTION prints "package test" for each test that ended so. go test -json writes

@@ -1,0 +1,90 @@
+package cluster
+
+import (
+	"encoding/xml"
+	"flag"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+var (
+	storageFocus = flag.String("focus", `External.Storage`, "which of Kubernetes' storage tests run")
+	storageProcs = flag.Int("procs", 6, "how many of them run at a time")
+)
+
+// serially are those of Kubernetes' tests that must have the node for themselves.
+const serially = `\[Serial\]|\[Disruptive\]`
+
+// Kubernetes' own tests of external CSI drivers, with all that storage.yaml says of Croft. Each is a test here.
+func TestExternalStorage(t *testing.T) {
+	external(t, "together", *storageFocus, serially, *storageProcs)
+	external(t, "alone", "("+*storageFocus+").*("+serially+")", "", 1)
+}
+
+// external runs those of the tests that focus matches, and skip does not, and reports each.
+func external(t *testing.T, name, focus, skip string, procs int) {
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := t.TempDir()
+	cmd := inside(filepath.Join(bin, "ginkgo"), "--procs="+strconv.Itoa(procs), "--timeout=24h", "--no-color", "--silence-skips",
+		"--focus="+focus, "--skip="+skip, filepath.Join(bin, "e2e.test"), "--",
+		"--kubeconfig="+filepath.Join(run, "kubeconfig"), "--provider=local", "--kubectl-path="+filepath.Join(bin, "kubectl"),
+		"--num-nodes=1", "--allowed-not-ready-nodes=0", "--storage.testdriver="+filepath.Join(dir, "storage.yaml"),
+		"--report-dir="+report)
+	out, failed := cmd.CombinedOutput()
+	log := filepath.Join(run, "log", "external-"+name+".log")
+	if err := os.WriteFile(log, out, 0o600); err != nil {
+		t.Error(err)
+	}
+	files, _ := filepath.Glob(filepath.Join(report, "junit*.xml"))
+	ran := 0
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var suites junit
+		if err := xml.Unmarshal(data, &suites); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		for _, test := range suites.Cases {
+			if test.Status != "passed" && test.Failure == nil {
+				continue
+			}
+			ran++
+			t.Run(name+"/"+strings.TrimPrefix(test.Name, "[It] "), func(t *testing.T) {
+				if test.Failure != nil {
+					t.Errorf("%s\n%s", test.Failure.Message, test.Output)
+				}
+			})
+		}
+	}
+	if failed != nil && !t.Failed() {
+		t.Errorf("ginkgo: %v: %s", failed, tail(string(out)))
+	}
+	if ran == 0 {
+		t.Errorf("no test ran: %s", tail(string(out)))
+	}
+}
+
+// junit is what is read of a report.
+type junit struct {
+	Cases []struct {
+		Name    string `xml:"name,attr"`
+		Status  string `xml:"status,attr"`
+		Output  string `xml:"system-err"`
+		Failure *struct {
+			Message string `xml:"message,attr"`
+		} `xml:"failure"`
+		Skipped *struct {
+			Message string `xml:"message,attr"`
+		} `xml:"skipped"`
+	} `xml:"testsuite>testcase"`
+}
+
+func tail(s string) string { return s[max(0, len(s)-4000):] }
