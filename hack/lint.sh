@@ -23,11 +23,15 @@ formatted() {
 	[[ -z $out ]]
 }
 
+# everywhere COMMAND... runs it on this module's packages, and on the tests of test/cluster: not on the programs of that
+# module, for which all of Kubernetes would have to be there.
+everywhere() { "$@" ./... && (cd test/cluster && "$@" .); }
+
 mapfile -t scripts < <(git ls-files --cached --others --exclude-standard '*.sh' .ci/run)
 
 check gofmt formatted
-check "go vet" go vet ./...
-check staticcheck go tool staticcheck ./...
+check "go vet" everywhere go vet
+check staticcheck everywhere "$(go tool -n staticcheck)"
 check depguard go tool depguard ./...
 check shellcheck shellcheck -x "${scripts[@]}"
 check "go mod tidy" go mod tidy -diff

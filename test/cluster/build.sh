@@ -32,7 +32,7 @@ shared() {
 	rm -rf "$CLUSTER_BIN/share"
 	mkdir -p "$CLUSTER_BIN/share/snapshots"
 	cp "$(sources external-snapshotter/client/v8)"/config/crd/snapshot.storage*.yaml \
-		"$snapshotter"/deploy/kubernetes/snapshot-controller/*.yaml "$CLUSTER_BIN/share/snapshots/"
+		"$snapshotter"/deploy/kubernetes/snapshot-controller/rbac*.yaml "$CLUSTER_BIN/share/snapshots/"
 	chmod -R u+w "$CLUSTER_BIN/share"
 }
 

@@ -86,7 +86,7 @@ base "$root"
 mkdir -p "$root/usr/lib/postgresql" "$root/usr/share/postgresql" "$root/usr/share/zoneinfo" "$root/run/postgresql"
 cp -r "/usr/lib/postgresql/$version" "$root/usr/lib/postgresql/"
 cp -r "/usr/share/postgresql/$version" "$root/usr/share/postgresql/"
-cp -L /usr/share/zoneinfo/{UTC,Etc/UTC} "$root/usr/share/zoneinfo/" 
+cp -L /usr/share/zoneinfo/UTC "$root/usr/share/zoneinfo/"
 with_libraries "$root" "$root/usr/lib/postgresql/$version"/{bin,lib}/*
 for program in "$root/usr/lib/postgresql/$version/bin"/*; do
 	ln -sf "../lib/postgresql/$version/bin/$(basename "$program")" "$root/bin/"

@@ -11,6 +11,10 @@ import (
 )
 
 const (
+	// manifests are what a user applies.
+	manifests = "../../deploy/kubernetes/overlays/default"
+	// snapshotController is what a cluster with snapshots has.
+	snapshotController = "snapshot-controller.yaml"
 	// poolSize is that of the filesystem which the pool has for itself. It is sparse: no test fills it.
 	poolSize = 100 << 30
 	// nextTag is the image's tag of the version that croft is upgraded to.
@@ -60,14 +64,18 @@ func start() error {
 
 // pinned lists the images that the manifests name.
 func pinned() ([]string, error) {
-	cmd := exec.Command(filepath.Join(bin, "kubectl"), "kustomize", "overlay")
+	cmd := exec.Command(filepath.Join(bin, "kubectl"), "kustomize", manifests)
 	cmd.Stderr = os.Stderr
-	manifests, err := cmd.Output()
+	text, err := cmd.Output()
 	if err != nil {
 		return nil, fmt.Errorf("kubectl kustomize: %w", err)
 	}
+	controller, err := os.ReadFile(snapshotController)
+	if err != nil {
+		return nil, err
+	}
 	var images []string
-	for _, found := range regexp.MustCompile(`(?m)^[ -]*image: "?([^"\s]+)`).FindAllSubmatch(manifests, -1) {
+	for _, found := range regexp.MustCompile(`(?m)^[ -]*image: "?([^"\s]+)`).FindAllSubmatch(append(text, controller...), -1) {
 		images = append(images, string(found[1]))
 	}
 	slices.Sort(images)
@@ -111,7 +119,9 @@ func deploy() error {
 	for _, args := range [][]string{
 		{"apply", "-f", filepath.Join(bin, "share", "snapshots")},
 		{"wait", "--for=condition=Established", "crd", "--all", "--timeout=2m"},
-		{"apply", "-k", "overlay"},
+		{"apply", "-f", snapshotController},
+		{"-n", "kube-system", "rollout", "status", "--timeout=5m", "deployment"},
+		{"apply", "-k", manifests},
 		{"-n", system, "rollout", "status", "--timeout=5m", "daemonset"},
 		{"-n", system, "rollout", "status", "--timeout=5m", "deployment"},
 		{"wait", "--for=jsonpath={.spec.drivers[0].name}=" + driver, "csinode", "--all", "--timeout=2m"},
