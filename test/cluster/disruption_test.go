@@ -65,8 +65,8 @@ func progress(n *namespace, pod string) {
 // settled waits until Croft's pods are ready.
 func settled(t *testing.T) {
 	t.Helper()
-	for _, kind := range []string{"daemonset", "deployment"} {
-		must(t, "-n", system, "rollout", "status", kind, "--timeout="+patience.String())
+	for _, name := range []string{"daemonset/croft-node", "deployment/croft-controller"} {
+		must(t, "-n", system, "rollout", "status", name, "--timeout="+patience.String())
 	}
 }
 

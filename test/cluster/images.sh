@@ -85,6 +85,7 @@ root=$work/postgres
 base "$root"
 mkdir -p "$root/usr/lib/postgresql" "$root/usr/share/postgresql" "$root/usr/share/zoneinfo" "$root/run/postgresql"
 cp -r "/usr/lib/postgresql/$version" "$root/usr/lib/postgresql/"
+rm -rf "$root/usr/lib/postgresql/$version/lib"/{bitcode,llvmjit*,pgxs} # it compiles no queries, and is large
 cp -r "/usr/share/postgresql/$version" "$root/usr/share/postgresql/"
 cp -L /usr/share/zoneinfo/UTC "$root/usr/share/zoneinfo/"
 with_libraries "$root" "$root/usr/lib/postgresql/$version"/{bin,lib}/*

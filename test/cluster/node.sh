@@ -15,19 +15,6 @@ mkdir -p /var/lib/kubelet /var/log/pods /run/containerd /run/lock
 mount --bind "$run/kubelet" /var/lib/kubelet
 mount --make-rshared /var/lib/kubelet
 
-# The kubelet insists on settings of the kernel that are the machine's: it is shown files with those values.
-shown() {
-	local file=$run/sysctl/${1//\//_}
-	echo "$2" >"$file"
-	mount --bind "$file" "/proc/sys/$1"
-}
-shown vm/overcommit_memory 1
-shown vm/panic_on_oom 0
-shown kernel/panic 10
-shown kernel/panic_on_oops 1
-shown kernel/keys/root_maxkeys 1000000
-shown kernel/keys/root_maxbytes 25000000
-
 for hierarchy in /sys/fs/cgroup/*/ /sys/fs/cgroup/; do
 	case $(stat -f -c %T "$hierarchy") in
 	cgroupfs | cgroup2fs) ;;
@@ -50,6 +37,25 @@ if [[ -e $run/pool.image ]]; then
 	mkdir -p "$CLUSTER_POOL"
 	mount -o loop,nodiscard "$run/pool.image" "$CLUSTER_POOL"
 fi
+
+# kubelet insists on settings of the kernel that are the machine's: it is shown files with those values. It alone, or no
+# container with a user namespace could mount /proc; but what it mounts elsewhere is to be seen.
+kubelet() {
+	# shellcheck disable=SC2016 # it is another script
+	exec unshare --mount --propagation unchanged bash -euc '
+		mount --make-rprivate /proc
+		shown() {
+			echo "$2" >"$CLUSTER_RUN/sysctl/${1//\//_}"
+			mount --bind "$CLUSTER_RUN/sysctl/${1//\//_}" "/proc/sys/$1"
+		}
+		shown vm/overcommit_memory 1
+		shown vm/panic_on_oom 0
+		shown kernel/panic 10
+		shown kernel/panic_on_oops 1
+		shown kernel/keys/root_maxkeys 1000000
+		shown kernel/keys/root_maxbytes 25000000
+		exec kube kubelet "$@"' kubelet "$@"
+}
 
 # service NAME COMMAND... runs it again whenever it ends; its process is in pids/NAME.
 service() {
@@ -83,6 +89,6 @@ service controller-manager kube kube-controller-manager --kubeconfig "$run/kubec
 	--root-ca-file "$run/pki/apiserver.crt" --service-account-private-key-file "$run/pki/sa.key" \
 	--use-service-account-credentials=false --kube-api-qps 200 --kube-api-burst 400 &
 service scheduler kube kube-scheduler --kubeconfig "$run/kubeconfig" --leader-elect=false &
-service kubelet kube kubelet --kubeconfig "$run/kubeconfig" --config "$run/kubelet.yaml" \
+service kubelet kubelet --kubeconfig "$run/kubeconfig" --config "$run/kubelet.yaml" \
 	--hostname-override "$CLUSTER_NODE" --node-ip "$CLUSTER_NODE_IP" &
 wait

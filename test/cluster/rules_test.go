@@ -59,7 +59,7 @@ func TestUserNamespace(t *testing.T) {
 	if out, err := inside("stat", "-c", "%u:%g", filepath.Join(backing, pv, "mine")).Output(); err != nil || string(out) != "5:6\n" {
 		t.Errorf("the owner on the disk: %q, %v", out, err)
 	}
-	said := n.sh("user", "dd if=/dev/zero of=/data/full bs=1M count=1000 2>&1 || true; df -m /data | awk 'NR == 2 { print $2, $4 }'")
+	said := n.sh("user", "dd if=/dev/zero of=/data/full bs=1M count=1000 2>&1 || true; df -mP /data | awk 'NR == 2 { print $2, $4 }'")
 	if !strings.Contains(said, "No space left on device") || !strings.HasSuffix(said, "\n64 0") {
 		t.Errorf("the limit in a user namespace: %s", said)
 	}

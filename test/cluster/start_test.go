@@ -120,10 +120,10 @@ func deploy() error {
 		{"apply", "-f", filepath.Join(bin, "share", "snapshots")},
 		{"wait", "--for=condition=Established", "crd", "--all", "--timeout=2m"},
 		{"apply", "-f", snapshotController},
-		{"-n", "kube-system", "rollout", "status", "--timeout=5m", "deployment"},
+		{"-n", "kube-system", "rollout", "status", "deployment", "--timeout=5m"},
 		{"apply", "-k", manifests},
-		{"-n", system, "rollout", "status", "--timeout=5m", "daemonset"},
-		{"-n", system, "rollout", "status", "--timeout=5m", "deployment"},
+		{"-n", system, "wait", "--for=create", "pod", "-l", "app.kubernetes.io/component=keeper", "--timeout=5m"},
+		{"-n", system, "wait", "--for=condition=Ready", "pod", "--all", "--timeout=5m"},
 		{"wait", "--for=jsonpath={.spec.drivers[0].name}=" + driver, "csinode", "--all", "--timeout=2m"},
 	} {
 		if out, err := kubectl(args...); err != nil {
