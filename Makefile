@@ -49,6 +49,10 @@ soak: deps build ## daemons killed 200 times in each tier, under load; ARGS="-ki
 lint: deps ## gofmt, vet, staticcheck, import rules, shellcheck, go mod tidy
 	@hack/lint.sh
 
+.PHONY: deploy-check
+deploy-check: ## manifests, chart and examples: are they what Kubernetes takes, and the same
+	@hack/deploy-check.sh
+
 .PHONY: demo
 demo: ## show a volume and its limit, and fio beside the native directory (as root)
 	@hack/deps.sh demo

@@ -176,7 +176,7 @@ func TestFlags(t *testing.T) {
 	}
 	ask(kustomize(t, "overlays/two-pools"))
 	ask(kustomize(t, "overlays/all"))
-	ask(template(t, "--set=node.overcommit=2,node.spare=1.5,node.tier=read,node.maxVolumes=100,node.logLevel=debug",
+	ask(template(t, "--set=node.overcommit=2,node.tier=read,node.maxVolumes=100,node.logLevel=debug", "--set-json=node.spare=1.5",
 		"--set=controller.deadNodes.policy=delete,controller.deadNodes.after=90m,controller.logLevel=error"))
 	for _, command := range []string{"node", "keeper", "controller", "pool"} {
 		if !asked[command] {

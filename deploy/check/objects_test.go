@@ -86,11 +86,33 @@ func kustomize(t *testing.T, dir string) []object {
 	return decode(t, text)
 }
 
+// helmProgram is $HELM, or what TestMain builds.
+var helmProgram = os.Getenv("HELM")
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	if helmProgram == "" {
+		dir, err := os.MkdirTemp("", "helm")
+		if err != nil {
+			panic(err)
+		}
+		defer os.RemoveAll(dir)
+		helmProgram = filepath.Join(dir, "helm")
+		cmd := exec.Command("go", "build", "-o", helmProgram, "helm.sh/helm/v4/cmd/helm")
+		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+		if err := cmd.Run(); err != nil {
+			panic(fmt.Errorf("build helm: %w", err))
+		}
+	}
+	return m.Run()
+}
+
 // helm runs it, and returns what it prints and says.
 func helm(t *testing.T, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
 	var out, said bytes.Buffer
-	cmd := exec.CommandContext(t.Context(), "go", append([]string{"tool", "helm"}, args...)...)
+	cmd := exec.CommandContext(t.Context(), helmProgram, args...)
 	home := t.TempDir() // not the caller's plugins and repositories
 	cmd.Env = append(os.Environ(), "HELM_CACHE_HOME="+home, "HELM_CONFIG_HOME="+home, "HELM_DATA_HOME="+home, "KUBECONFIG="+home+"/none")
 	cmd.Stdout, cmd.Stderr = &out, &said
