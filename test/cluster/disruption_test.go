@@ -195,10 +195,10 @@ func restart(t *testing.T, service string) {
 			err = fmt.Errorf("process %s is there", before)
 		}
 		if err == nil {
-			err = inside("ctr", "--address", "/run/containerd/containerd.sock", "version").Run()
+			err = inside(filepath.Join(bin, "ctr"), "--address", "/run/containerd/containerd.sock", "version").Run()
 		}
 		if err == nil {
-			err = inside("sh", "-c", "wget -qO- http://127.0.0.1:10248/healthz").Run()
+			_, err = kubectl("get", "--raw", "/api/v1/nodes/"+node(t)+"/proxy/healthz")
 		}
 		return err
 	})

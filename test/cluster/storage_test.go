@@ -3,8 +3,10 @@ package cluster
 import (
 	"encoding/xml"
 	"flag"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -42,7 +44,7 @@ func external(t *testing.T, name, focus, skip string, procs int) {
 		t.Error(err)
 	}
 	files, _ := filepath.Glob(filepath.Join(report, "junit*.xml"))
-	ran := 0
+	ran, skipped := 0, map[string]int{}
 	for _, file := range files {
 		data, err := os.ReadFile(file)
 		if err != nil {
@@ -53,6 +55,9 @@ func external(t *testing.T, name, focus, skip string, procs int) {
 			t.Fatalf("%s: %v", file, err)
 		}
 		for _, test := range suites.Cases {
+			if test.Skipped != nil && test.Skipped.Message != "skipped" { // that is one which was not asked for
+				skipped[test.Skipped.Message]++
+			}
 			if test.Status != "passed" && test.Failure == nil {
 				continue
 			}
@@ -63,6 +68,9 @@ func external(t *testing.T, name, focus, skip string, procs int) {
 				}
 			})
 		}
+	}
+	for _, reason := range slices.Sorted(maps.Keys(skipped)) {
+		t.Logf("%s: %d do not apply: %s", name, skipped[reason], reason)
 	}
 	if failed != nil && !t.Failed() {
 		t.Errorf("ginkgo: %v: %s", failed, tail(string(out)))
