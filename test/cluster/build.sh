@@ -25,14 +25,11 @@ build() { go build -trimpath -ldflags "$(linked)" -o "$CLUSTER_BIN/" "$@"; }
 # sources MODULE prints where its files are.
 sources() { go list -m -f '{{.Dir}}' "$csi/$1"; }
 
-# shared leaves the manifests beside the programs that they belong to.
+# shared leaves the CRDs of snapshots, which every distribution has, beside the programs.
 shared() {
-	local snapshotter
-	snapshotter=$(sources external-snapshotter/v8)
 	rm -rf "$CLUSTER_BIN/share"
 	mkdir -p "$CLUSTER_BIN/share/snapshots"
-	cp "$(sources external-snapshotter/client/v8)"/config/crd/snapshot.storage*.yaml \
-		"$snapshotter"/deploy/kubernetes/snapshot-controller/rbac*.yaml "$CLUSTER_BIN/share/snapshots/"
+	cp "$(sources external-snapshotter/client/v8)"/config/crd/snapshot.storage*.yaml "$CLUSTER_BIN/share/snapshots/"
 	chmod -R u+w "$CLUSTER_BIN/share"
 }
 

@@ -73,11 +73,11 @@ if [ ! -e $PGDATA/PG_VERSION ]; then
 	initdb --data-checksums --auth=trust --username=postgres
 	echo "host all all all trust" >>$PGDATA/pg_hba.conf
 fi
-exec postgres -c listen_addresses='*' -c max_wal_size=256MB -c checkpoint_timeout=30s`))
+exec postgres -c listen_addresses='*' -c unix_socket_directories=/tmp -c max_wal_size=256MB -c checkpoint_timeout=30s`))
 	d.ready("postgres")
 	d.address = d.kubectl("get", "pod/postgres", "-o", "jsonpath={.status.podIP}")
 	eventually(d.t, "the database answers", func() error {
-		_, err := kubectl("-n", d.name, "exec", "postgres", "--", "psql", "--host=/run/postgresql", "--username=postgres", "--command=SELECT 1")
+		_, err := kubectl("-n", d.name, "exec", "postgres", "--", "psql", "--host=/tmp", "--username=postgres", "--command=SELECT 1")
 		return err
 	})
 }

@@ -83,16 +83,16 @@ postgres=$(compgen -G '/usr/lib/postgresql/*/bin/postgres' | sort -V | tail -n 1
 version=$(basename "${postgres%/bin/postgres}")
 root=$work/postgres
 base "$root"
-mkdir -p "$root/usr/lib/postgresql" "$root/usr/share/postgresql" "$root/usr/share/zoneinfo" "$root/run/postgresql"
+mkdir -p "$root/usr/lib/postgresql" "$root/usr/share/postgresql" "$root/usr/share/zoneinfo"
 cp -r "/usr/lib/postgresql/$version" "$root/usr/lib/postgresql/"
 rm -rf "$root/usr/lib/postgresql/$version/lib"/{bitcode,llvmjit*,pgxs} # it compiles no queries, and is large
 cp -r "/usr/share/postgresql/$version" "$root/usr/share/postgresql/"
 cp -L /usr/share/zoneinfo/UTC "$root/usr/share/zoneinfo/"
 with_libraries "$root" "$root/usr/lib/postgresql/$version"/{bin,lib}/*
 for program in "$root/usr/lib/postgresql/$version/bin"/*; do
-	ln -sf "../lib/postgresql/$version/bin/$(basename "$program")" "$root/bin/"
+	ln -sf "/usr/lib/postgresql/$version/bin/$(basename "$program")" "$root/bin/"
 done
-chmod 777 "$root/run/postgresql"
+chmod 777
 image '"Cmd": ["postgres"], "User": "999:999"' "$root" test.local/postgres:1
 archive postgres
 

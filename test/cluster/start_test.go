@@ -13,8 +13,8 @@ import (
 const (
 	// manifests are what a user applies.
 	manifests = "../../deploy/kubernetes/overlays/default"
-	// snapshotController is what a cluster with snapshots has.
-	snapshotController = "snapshot-controller.yaml"
+	// snapshotController is what a cluster with snapshots has to have.
+	snapshotController = "../../deploy/kubernetes/snapshot-controller"
 	// poolSize is that of the filesystem which the pool has for itself. It is sparse: no test fills it.
 	poolSize = 100 << 30
 	// nextTag is the image's tag of the version that croft is upgraded to.
@@ -64,19 +64,17 @@ func start() error {
 
 // pinned lists the images that the manifests name.
 func pinned() ([]string, error) {
-	cmd := exec.Command(filepath.Join(bin, "kubectl"), "kustomize", manifests)
-	cmd.Stderr = os.Stderr
-	text, err := cmd.Output()
-	if err != nil {
-		return nil, fmt.Errorf("kubectl kustomize: %w", err)
-	}
-	controller, err := os.ReadFile(snapshotController)
-	if err != nil {
-		return nil, err
-	}
 	var images []string
-	for _, found := range regexp.MustCompile(`(?m)^[ -]*image: "?([^"\s]+)`).FindAllSubmatch(append(text, controller...), -1) {
-		images = append(images, string(found[1]))
+	for _, dir := range []string{manifests, snapshotController} {
+		cmd := exec.Command(filepath.Join(bin, "kubectl"), "kustomize", dir)
+		cmd.Stderr = os.Stderr
+		text, err := cmd.Output()
+		if err != nil {
+			return nil, fmt.Errorf("kubectl kustomize %s: %w", dir, err)
+		}
+		for _, found := range regexp.MustCompile(`(?m)^[ -]*image: "?([^"\s]+)`).FindAllSubmatch(text, -1) {
+			images = append(images, string(found[1]))
+		}
 	}
 	slices.Sort(images)
 	return slices.Compact(images), nil
@@ -119,7 +117,7 @@ func deploy() error {
 	for _, args := range [][]string{
 		{"apply", "-f", filepath.Join(bin, "share", "snapshots")},
 		{"wait", "--for=condition=Established", "crd", "--all", "--timeout=2m"},
-		{"apply", "-f", snapshotController},
+		{"apply", "-k", snapshotController},
 		{"-n", "kube-system", "rollout", "status", "deployment", "--timeout=5m"},
 		{"apply", "-k", manifests},
 		{"-n", system, "wait", "--for=create", "pod", "-l", "app.kubernetes.io/component=keeper", "--timeout=5m"},

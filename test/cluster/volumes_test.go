@@ -237,3 +237,40 @@ func TestReadWriteOncePod(t *testing.T) {
 	n.kubectl("delete", "pod/first")
 	n.ready("second")
 }
+
+// A snapshot that the cluster does not know yet is made known by a VolumeSnapshotContent, which says by a label whose it is.
+func TestPreprovisionedSnapshot(t *testing.T) {
+	n := newNamespace(t)
+	n.apply(claim{name: "data", size: "64Mi"}.String() + pod{name: "user", volumes: []string{"data"}}.String())
+	n.ready("user")
+	n.sh("user", "echo old >/data/file; sync")
+	n.apply(snapshot("made", "data"))
+	n.wait("jsonpath={.status.readyToUse}=true", "volumesnapshot/made")
+	content := n.kubectl("get", "volumesnapshot/made", "-o", "jsonpath={.status.boundVolumeSnapshotContentName}")
+	handle := must(t, "get", "volumesnapshotcontent/"+content, "-o", "jsonpath={.status.snapshotHandle}")
+	must(t, "patch", "volumesnapshotcontent/"+content, "--type=merge", "-p", `{"spec":{"deletionPolicy":"Retain"}}`)
+	n.kubectl("delete", "volumesnapshot/made")
+	must(t, "delete", "volumesnapshotcontent/"+content)
+
+	n.apply(fmt.Sprintf(`
+apiVersion: snapshot.storage.k8s.io/v1
+kind: VolumeSnapshotContent
+metadata: {name: %[1]s-known, labels: {snapshot.storage.kubernetes.io/managed-by: %[2]s}}
+spec:
+  deletionPolicy: Delete
+  driver: %[3]s
+  source: {snapshotHandle: %[4]s}
+  volumeSnapshotRef: {name: known, namespace: %[1]s}
+---
+apiVersion: snapshot.storage.k8s.io/v1
+kind: VolumeSnapshot
+metadata: {name: known}
+spec: {source: {volumeSnapshotContentName: %[1]s-known}}
+`, n.name, node(t), driver, handle))
+	n.wait("jsonpath={.status.readyToUse}=true", "volumesnapshot/known")
+	n.apply(claim{name: "restored", size: "64Mi", source: "VolumeSnapshot/known"}.String() + pod{name: "other", volumes: []string{"restored"}}.String())
+	n.ready("other")
+	if got := n.sh("other", "cat /restored/file"); got != "old" {
+		t.Errorf("restored: %q", got)
+	}
+}
