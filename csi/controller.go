@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"strings"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
+	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/croftfs/croft/fs/pool"
@@ -368,6 +372,19 @@ func (d *Driver) GetCapacity(ctx context.Context, r *csipb.GetCapacityRequest) (
 	}
 	return &csipb.GetCapacityResponse{AvailableCapacity: int64(sum), MaximumVolumeSize: wrapperspb.Int64(int64(most)),
 		MinimumVolumeSize: wrapperspb.Int64(pool.MinBytes)}, nil
+}
+
+// Modify is ControllerModifyVolume for who speaks no gRPC: code and message are those of its status.
+func (d *Driver) Modify(ctx context.Context, volume string, parameters map[string]string) (code uint32, message string) {
+	defer func() {
+		if fault := recover(); fault != nil { // one call's fault is not the end of every mount
+			d.Logger.Error("panic", zap.String("method", "Modify"), zap.Any("fault", fault), zap.ByteString("stack", debug.Stack()))
+			code, message = uint32(codes.Internal), errFault.Error()
+		}
+	}()
+	_, err := d.ControllerModifyVolume(ctx, &csipb.ControllerModifyVolumeRequest{VolumeId: volume, MutableParameters: parameters})
+	s := status.Convert(asStatus(err))
+	return uint32(s.Code()), s.Message()
 }
 
 // ControllerModifyVolume changes the limit in inodes.

@@ -10,20 +10,23 @@ import (
 )
 
 // callTimeout bounds a call to the API server.
-const callTimeout = 30 * time.Second
+const callTimeout = 5 * time.Minute
 
-// InCluster makes the clients of o reach the API server of the cluster that this process is a pod of.
-func (o *Options) InCluster() error {
+// InCluster returns clients that reach the API server of the cluster that this process is a pod of. A watch ends after callTimeout
+// as well.
+func InCluster() (dynamic.Interface, metadata.Interface, error) {
 	c, err := rest.InClusterConfig()
 	if err != nil {
-		return fmt.Errorf("the cluster's API server: %w", err)
+		return nil, nil, fmt.Errorf("the cluster's API server: %w", err)
 	}
 	c.Timeout = callTimeout
-	if o.Objects, err = dynamic.NewForConfig(c); err == nil {
-		o.Metadata, err = metadata.NewForConfig(c)
-	}
+	objects, err := dynamic.NewForConfig(c)
 	if err != nil {
-		return fmt.Errorf("the cluster's API server: %w", err)
+		return nil, nil, fmt.Errorf("the cluster's API server: %w", err)
 	}
-	return nil
+	meta, err := metadata.NewForConfig(c)
+	if err != nil {
+		return nil, nil, fmt.Errorf("the cluster's API server: %w", err)
+	}
+	return objects, meta, nil
 }

@@ -1,4 +1,5 @@
-// Package kube is what Croft asks of Kubernetes' API server: to let go of the volumes of nodes that are gone.
+// Package kube is what Croft asks of Kubernetes' API server: to let go of the volumes of nodes that are gone, and to carry
+// what a volume's node is asked by the controller.
 //
 // A volume is on its node. When that leaves the cluster for good, its PersistentVolume (PV) stays, and so do the claim
 // (PVC) that is bound to it and the pods that wait for it: no other node may have them, and the provisioner that would
@@ -28,4 +29,11 @@
 //
 // Each step may be repeated and is bound to the object that was looked at (by UID and, where something is changed, by
 // resource version): several processes may do the same at the same time, and none needs to lead.
+//
+// # Volumes that are to change
+//
+// A VolumeAttributesClass changes a volume in use. external-resizer, of which a cluster has one, asks the driver's
+// controller to do that, which reaches no node. So an Asker, there, leaves the question in an annotation of the PV, with a label
+// that names the node, and waits. A Changer, in the daemon of that node, watches for its label, does it, and leaves the
+// answer; the Asker takes both away. A question has an id of its own, so that an answer is not taken for one to another.
 package kube

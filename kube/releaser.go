@@ -230,7 +230,10 @@ func (r *Releaser) lost(ctx context.Context, there map[string]bool) ([]volume, e
 			return nil, fmt.Errorf("list PVs: %w", err)
 		}
 		for i := range page.Items {
-			if v, ours := r.parse(&page.Items[i]); ours && v.lost(there) {
+			v, ours, err := parse(&page.Items[i], r.Driver, r.TopologyKey)
+			if err != nil {
+				r.Logger.Error("a PV cannot be read, and is left alone", zap.String("pv", page.Items[i].GetName()), zap.Error(err))
+			} else if ours && v.lost(there) {
 				lost = append(lost, v)
 			}
 		}

@@ -29,6 +29,7 @@ const (
 // volume is what matters of a PV.
 type volume struct {
 	name, uid, resourceVersion string
+	handle                     string   // the volume's id
 	nodes                      []string // where it may be
 	unsure                     bool     // it may be elsewhere too
 	reclaim, phase             string
@@ -45,6 +46,7 @@ type manifest struct {
 	Spec struct {
 		CSI *struct {
 			Driver string `json:"driver"`
+			Handle string `json:"volumeHandle"`
 		} `json:"csi"`
 		Reclaim  string `json:"persistentVolumeReclaimPolicy"`
 		ClaimRef *struct {
@@ -70,17 +72,16 @@ type manifest struct {
 }
 
 // parse reads a PV; ours tells whether it is the driver's.
-func (r *Releaser) parse(o *unstructured.Unstructured) (v volume, ours bool) {
+func parse(o *unstructured.Unstructured, driver, topologyKey string) (v volume, ours bool, err error) {
 	var m manifest
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &m); err != nil {
-		r.Logger.Error("a PV cannot be read, and is left alone", zap.String("pv", o.GetName()), zap.Error(err))
-		return v, false
+		return v, false, err
 	}
-	if m.Spec.CSI == nil || m.Spec.CSI.Driver != r.Driver {
-		return v, false
+	if m.Spec.CSI == nil || m.Spec.CSI.Driver != driver {
+		return v, false, nil
 	}
 	v = volume{
-		name: o.GetName(), uid: string(o.GetUID()), resourceVersion: o.GetResourceVersion(),
+		name: o.GetName(), handle: m.Spec.CSI.Handle, uid: string(o.GetUID()), resourceVersion: o.GetResourceVersion(),
 		reclaim: m.Spec.Reclaim, phase: m.Status.Phase, finalizers: o.GetFinalizers(), deleted: o.GetDeletionTimestamp() != nil,
 	}
 	if c := m.Spec.ClaimRef; c != nil {
@@ -90,13 +91,13 @@ func (r *Releaser) parse(o *unstructured.Unstructured) (v volume, ours bool) {
 	for _, term := range m.Spec.NodeAffinity.Required.Terms {
 		named := false
 		for _, e := range term.Expressions {
-			if e.Key == r.TopologyKey && e.Operator == "In" && len(e.Values) > 0 {
+			if e.Key == topologyKey && e.Operator == "In" && len(e.Values) > 0 {
 				v.nodes, named = append(v.nodes, e.Values...), true
 			}
 		}
 		v.unsure = v.unsure || !named
 	}
-	return v, true
+	return v, true, nil
 }
 
 // lost tells whether it is for sure that none of its nodes is there.

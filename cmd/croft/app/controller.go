@@ -16,6 +16,7 @@ import (
 // controllerOptions are the flags of croft controller.
 type controllerOptions struct {
 	endpoint  string
+	change    bool
 	deadNodes *choice
 	after     time.Duration
 	name      string
@@ -49,6 +50,7 @@ func (a *App) controllerCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.endpoint, "endpoint", "unix://"+filepath.Join(a.RunDir, "csi", "controller.sock"), "the CSI socket")
+	f.BoolVar(&o.change, "volume-attributes", false, "have volumes changed by their nodes' daemons when their VolumeAttributesClass changes; the\ndaemons have the flag, too, and external-resizer --extra-modify-metadata")
 	o.deadNodes.flag(cmd, "dead-nodes", "", "what becomes of the volumes of a node that has left the cluster: nothing (off); their\nclaims are deleted, so that a StatefulSet makes new ones elsewhere, and the\nPersistentVolumes stay (retain), or go as well where their reclaim policy is Delete (delete)")
 	f.DurationVar(&o.after, "dead-nodes-after", kube.DefaultGrace, "how long a node must have been gone")
 	f.StringVar(&o.name, "name", "", "who acts, in events (default the host's name)")
@@ -66,7 +68,19 @@ func (a *App) runController(ctx context.Context, o *controllerOptions, socket st
 	if err != nil {
 		return err
 	}
-	server, err := csi.Listen(&csi.ControllerOnly{Version: a.version()}, socket, log)
+	plugin := &csi.ControllerOnly{Version: a.version()}
+	if o.change {
+		objects, _, err := kube.InCluster()
+		if err != nil {
+			return err
+		}
+		asker := &kube.Asker{Objects: objects, Driver: csi.DriverName, TopologyKey: csi.TopologyKey}
+		plugin.Modify = func(ctx context.Context, pv, volume string, parameters map[string]string) (uint32, string, error) {
+			answer, err := asker.Ask(ctx, pv, volume, parameters)
+			return answer.Code, answer.Message, err
+		}
+	}
+	server, err := csi.Listen(plugin, socket, log)
 	if err != nil {
 		return err
 	}
@@ -97,7 +111,7 @@ func (a *App) releaseDead(ctx context.Context, o *controllerOptions, log *zap.Lo
 			return nil, err
 		}
 	}
-	if err := options.InCluster(); err != nil {
+	if options.Objects, options.Metadata, err = kube.InCluster(); err != nil {
 		return nil, err
 	}
 	r, err := kube.New(options)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/croftfs/croft/csi"
 	"github.com/croftfs/croft/fs/pool"
+	"github.com/croftfs/croft/kube"
 )
 
 const (
@@ -35,6 +36,7 @@ type nodeOptions struct {
 	id          string
 	mountRoot   string
 	maxVolumes  int64
+	change      bool // as Kubernetes' VolumeAttributesClass says
 	targetRoots []string
 	names       []string // of the pools, in the order of mountOptions.pools
 }
@@ -43,6 +45,9 @@ type nodeOptions struct {
 func (o *nodeOptions) args(places []place) []string {
 	args := []string{"--endpoint=" + o.endpoint, "--node-id=" + o.id, "--mount-root=" + o.mountRoot,
 		"--max-volumes=" + strconv.FormatInt(o.maxVolumes, 10)}
+	if o.change {
+		args = append(args, "--volume-attributes")
+	}
 	for _, root := range o.targetRoots {
 		args = append(args, "--target-root="+root)
 	}
@@ -71,6 +76,7 @@ func (a *App) nodeCommand() *cobra.Command {
 	f.StringVar(&n.mountRoot, "mount-root", filepath.Join(a.RunDir, "mounts"), "the directory that pools are mounted in")
 	f.Int64Var(&n.maxVolumes, "max-volumes", 0, "how many volumes may be published on the node; 0: any number")
 	f.StringArrayVar(&n.targetRoots, "target-root", nil, "a directory that volumes may be published in, once for each; kubelet's is\n/var/lib/kubelet (default: anywhere)")
+	f.BoolVar(&n.change, "volume-attributes", false, "change volumes as their VolumeAttributesClass says, which `croft controller` tells by their\nPersistentVolumes: for a pod of the cluster")
 	for _, name := range []string{"endpoint", "node-id", "max-volumes"} {
 		complete(cmd, name, cobra.NoFileCompletions)
 	}
@@ -174,15 +180,37 @@ func (a *App) serveCSI(n *nodeOptions, d *server) (stop func(), err error) {
 		defer close(swept)
 		sweep(sweeping, driver)
 	}()
+	changed := make(chan struct{})
+	go func() {
+		defer close(changed)
+		if n.change {
+			changeVolumes(sweeping, n, driver)
+		}
+	}()
 	d.log.Info("serving CSI", zap.String("socket", n.socket), zap.String("node", n.id))
 	return func() {
 		end()
+		<-changed
 		ctx, cancel := context.WithTimeout(context.Background(), controlGrace)
 		defer cancel()
 		server.Shutdown(ctx)
 		<-swept
 		driver.Close()
 	}, nil
+}
+
+// changeVolumes does what croft controller asks for. Whatever the API server does, the pools are served.
+func changeVolumes(ctx context.Context, n *nodeOptions, driver *csi.Driver) {
+	objects, _, err := kube.InCluster()
+	if err != nil {
+		driver.Logger.Error("volumes are not changed as their VolumeAttributesClass says", zap.Error(err))
+		return
+	}
+	c := &kube.Changer{
+		Objects: objects, Driver: csi.DriverName, TopologyKey: csi.TopologyKey, Node: n.id,
+		Change: driver.Modify, Logger: driver.Logger,
+	}
+	c.Run(ctx)
 }
 
 func sweep(ctx context.Context, driver *csi.Driver) {
