@@ -31,7 +31,7 @@ func TestDatabase(t *testing.T) {
 
 	d.load()
 	for _, service := range []string{"kubelet", "containerd"} {
-		restart(t, service)
+		restart(n, service, "postgres", "client")
 		d.progress()
 	}
 	settled(t)
@@ -93,7 +93,7 @@ func (d *database) load() {
 	d.t.Helper()
 	d.client(`rm -f /tmp/stop /tmp/ended; : >/tmp/rounds; (
 while [ ! -e /tmp/stop ]; do
-	pgbench --client=4 --jobs=2 --transactions=250 >/tmp/round 2>&1 || { echo "FAILED: $(cat /tmp/round)" >>/tmp/rounds; break; }
+	pgbench --no-vacuum --client=4 --jobs=2 --transactions=50 >/tmp/round 2>&1 || { echo "FAILED: $(cat /tmp/round)" >>/tmp/rounds; break; }
 	grep "transactions actually processed" /tmp/round >>/tmp/rounds
 done
 touch /tmp/ended) >/dev/null 2>&1 &`)
@@ -107,7 +107,7 @@ func (d *database) rounds() int {
 	if strings.Contains(rounds, "FAILED") {
 		d.t.Fatalf("a client got an error:\n%s", rounds)
 	}
-	return strings.Count(rounds, "processed: 1000/1000")
+	return strings.Count(rounds, "processed: 200/200")
 }
 
 // progress waits until the clients have written a whole round.
@@ -126,7 +126,7 @@ func (d *database) progress() {
 func (d *database) verify() {
 	d.t.Helper()
 	d.sh("client", "touch /tmp/stop; if [ -e /tmp/rounds ]; then while [ ! -e /tmp/ended ]; do sleep 0.1; done; fi")
-	d.committed += 1000 * d.rounds()
+	d.committed += 200 * d.rounds()
 	d.sh("client", "rm /tmp/rounds; : >/tmp/rounds")
 	query := func(sql string) string { return d.client(`psql --no-align --tuples-only --command="` + sql + `"`) }
 	if rows, err := strconv.Atoi(query("SELECT count(*) FROM pgbench_history")); err != nil || rows != d.committed {

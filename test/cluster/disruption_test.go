@@ -165,7 +165,7 @@ func TestNodeRestarted(t *testing.T) {
 	loaded(n, "writer")
 	container := containerOf(n, "writer")
 	for _, service := range []string{"kubelet", "containerd", "kubelet"} {
-		restart(t, service)
+		restart(n, service, "writer")
 		progress(n, "writer")
 	}
 	settled(t)
@@ -178,8 +178,9 @@ func TestNodeRestarted(t *testing.T) {
 	n.wait("jsonpath={.status.capacity.storage}=768Mi", "pvc/data")
 }
 
-// restart ends a program of the node, which node.sh starts again, and waits until it serves.
-func restart(t *testing.T, service string) {
+// restart ends a program of the node, which node.sh starts again, and waits until it serves, and knows pods of the namespace.
+func restart(n *namespace, service string, pods ...string) {
+	t := n.t
 	t.Helper()
 	file := filepath.Join(run, "pids", service)
 	before, err := os.ReadFile(file)
@@ -199,6 +200,11 @@ func restart(t *testing.T, service string) {
 		}
 		if err == nil {
 			_, err = kubectl("get", "--raw", "/api/v1/nodes/"+node(t)+"/proxy/healthz")
+		}
+		for _, pod := range pods {
+			if err == nil {
+				_, err = kubectl("-n", n.name, "exec", pod, "--", "true")
+			}
 		}
 		return err
 	})

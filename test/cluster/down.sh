@@ -21,8 +21,16 @@ if [[ -e $CLUSTER_RUN/pid ]]; then
 		done
 	fi
 fi
+# The kernel lets go of a process's cgroup a moment after its end.
 for hierarchy in /sys/fs/cgroup/*/ /sys/fs/cgroup/; do
-	[[ ! -d $hierarchy$CLUSTER_CGROUP ]] || find "$hierarchy$CLUSTER_CGROUP" -depth -type d -exec rmdir {} +
+	for ((i = 0; i < 100; i++)); do
+		[[ -d $hierarchy$CLUSTER_CGROUP ]] || break
+		find "$hierarchy$CLUSTER_CGROUP" -depth -type d -exec rmdir {} + 2>/dev/null || sleep 0.1
+	done
+	if [[ -d $hierarchy$CLUSTER_CGROUP ]]; then
+		echo "down: $hierarchy$CLUSTER_CGROUP is in use" >&2
+		exit 1
+	fi
 done
 rm -rf --one-file-system "$CLUSTER_RUN"
 step "down"

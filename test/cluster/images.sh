@@ -62,7 +62,7 @@ with_libraries() {
 }
 
 base "$work/busybox"
-image '"Cmd": ["sh"]' "$work/busybox" docker.io/library/busybox:latest \
+image '"Cmd": ["sh"]' "$work/busybox" docker.io/library/busybox:latest docker.io/library/busybox:1.37 \
 	registry.k8s.io/e2e-test-images/busybox:1.37.0-1 registry.k8s.io/e2e-test-images/nginx:1.15-4
 image '"Entrypoint": ["/bin/sh", "-c", "trap \"exit 0\" TERM INT; while :; do sleep 86400 & wait; done"]' "$work/busybox" test.local/pause:1
 # Kubernetes' tests of many volumes write with GNU's dd (oflag=nocache); busybox's shell would take its own.

@@ -274,3 +274,22 @@ spec: {source: {volumeSnapshotContentName: %[1]s-known}}
 		t.Errorf("restored: %q", got)
 	}
 }
+
+// A VolumeAttributesClass says how many inodes a volume gets.
+func TestVolumeAttributesClass(t *testing.T) {
+	n := newNamespace(t)
+	n.apply(`
+apiVersion: storage.k8s.io/v1
+kind: VolumeAttributesClass
+metadata: {name: few-inodes}
+driverName: ` + driver + `
+parameters: {inodes: "1000"}
+`)
+	t.Cleanup(func() { must(t, "delete", "volumeattributesclass/few-inodes") })
+	n.apply(claim{name: "data", size: "256Mi", more: []string{"volumeAttributesClassName: few-inodes"}}.String() +
+		pod{name: "user", volumes: []string{"data"}}.String())
+	n.ready("user")
+	if got := n.sh("user", "df -iP /data | awk 'NR == 2 { print $2 }'"); got != "1000" {
+		t.Errorf("the volume has %s inodes", got)
+	}
+}
