@@ -10,7 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/croftfs/croft/csi"
-	"github.com/croftfs/croft/kube"
+	"github.com/croftfs/croft/csi/kube"
 )
 
 // controllerOptions are the flags of croft controller.

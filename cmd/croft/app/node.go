@@ -15,8 +15,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/croftfs/croft/csi"
+	"github.com/croftfs/croft/csi/kube"
 	"github.com/croftfs/croft/fs/pool"
-	"github.com/croftfs/croft/kube"
 )
 
 const (
