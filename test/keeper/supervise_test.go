@@ -391,3 +391,56 @@ func TestUnits(t *testing.T) {
 		t.Errorf("systemd-analyze: %v\n%s", err, out)
 	}
 }
+
+// TestRestart has a keeper elsewhere, and a parent that starts the next daemon all the same: when one is killed, does not answer,
+// or is to be upgraded. The parent's SIGTERM leaves the mount to the keeper, and so does the end of both.
+func TestRestart(t *testing.T) {
+	p, k := newPool(t)
+	p.MountArgs = []string{"--restart", "--watchdog=6s"}
+	d := p.Mount()
+	x := newTenant(t, p)
+	pid := p.Serving()
+	if parent := parentOf(t, pid); parent != d.Pid {
+		t.Fatalf("the daemon is %d, its parent %d, and the command %d", pid, parent, d.Pid)
+	}
+	for _, sig := range []syscall.Signal{unix.SIGKILL, unix.SIGSEGV, unix.SIGKILL, unix.SIGSTOP} {
+		kit.OK(t, syscall.Kill(pid, sig))
+		x.works()
+		pid = waitNext(t, p, pid)
+	}
+	for range 2 {
+		kit.OK(t, d.Signal(unix.SIGHUP))
+		pid = waitNext(t, p, pid)
+		x.works()
+	}
+	if parent := parentOf(t, pid); parent != d.Pid {
+		t.Errorf("the parent is another: %d, not %d", parent, d.Pid)
+	}
+	wantMetric(t, p, "take_overs_total", "6")
+
+	kit.OK(t, d.Signal(unix.SIGTERM))
+	kit.Within(t, "the end of the command", func() { <-d.Exited() })
+	if !gone(pid) {
+		t.Errorf("the daemon %d has outlived the command", pid)
+	}
+	x.r.Say("") // who asks meanwhile waits
+	d = p.Mount()
+	if got := x.r.Line(); got != "done" {
+		t.Errorf("%q", got)
+	}
+	pid = p.Serving()
+	d.Kill()
+	kit.OK(t, syscall.Kill(pid, unix.SIGKILL))
+	kit.Poll(t, "the daemon's end", func() bool { return gone(pid) })
+	x.r.Say("")
+	p.Mount()
+	if got := x.r.Line(); got != "done" {
+		t.Errorf("%q", got)
+	}
+	x.leave()
+	p.Idle()
+	end(t, p, k)
+	if r := p.Croft("mount", "--keeper", "none", "--restart", "--pool", p.Dir, p.Mnt); r.Code != 2 || !strings.Contains(r.Stderr, "nobody keeps") {
+		t.Errorf("with nobody who keeps: %s", r)
+	}
+}

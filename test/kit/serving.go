@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -13,7 +14,7 @@ import (
 // its mounts. 0 when there is none right now.
 func (p *Pool) Serving() int {
 	d := p.Daemon()
-	if p.Keeper != "auto" {
+	if p.Keeper != "auto" && !slices.Contains(p.MountArgs, "--restart") {
 		return d.Pid
 	}
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", d.Pid))
@@ -22,7 +23,7 @@ func (p *Pool) Serving() int {
 		for _, field := range strings.Fields(string(body)) {
 			pid, err := strconv.Atoi(field)
 			// There are others that only look whether it answers.
-			if args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && strings.Contains(string(args), "\x00--keeper-fd=") {
+			if args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && (strings.Contains(string(args), "\x00--keeper-fd=") || strings.Contains(string(args), "\x00--restarted\x00")) {
 				return pid
 			}
 		}

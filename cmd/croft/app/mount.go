@@ -40,6 +40,8 @@ type mountOptions struct {
 	keeper    string // keeperAuto, keeperNone or a socket
 	keeperFD  int    // of a supervised daemon: its keeper; else -1
 	watchdog  time.Duration
+	restart   bool   // with a keeper elsewhere: as with keeperAuto, another daemon is started when one dies
+	child     bool   // of the command that does that
 	metrics   string // the address that Prometheus asks; "" for none
 
 	node *nodeOptions // of croft node; else nil
@@ -104,12 +106,14 @@ func (o *mountOptions) flags(cmd *cobra.Command) {
 	f.IntVar(&o.readyFD, "ready-fd", -1, "")
 	f.IntVar(&o.keeperFD, "keeper-fd", -1, "")
 	f.DurationVar(&o.watchdog, "watchdog", time.Minute, "")
-	for _, name := range []string{"ready-fd", "keeper-fd", "watchdog"} {
+	f.BoolVar(&o.child, "restarted", false, "")
+	for _, name := range []string{"ready-fd", "keeper-fd", "watchdog", "restarted"} {
 		if err := f.MarkHidden(name); err != nil {
 			panic(err) // there is no such flag
 		}
 	}
 	f.StringVar(&o.keeper, "keeper", keeperAuto, "who keeps the mounts when the daemon dies, for the next: the command itself, which\nstarts it (auto); the keeper at that socket; nobody (none)")
+	f.BoolVar(&o.restart, "restart", false, "with --keeper SOCKET, too, run the daemon as a child, and start another at once when it\ndies or does not answer for a minute: where who started the command would be slow")
 	f.StringVar(&o.metrics, "metrics-address", "", "answer Prometheus at http://ADDRESS/metrics, and at /healthz whether the mounts answer, to\nwhoever reaches it: :9808, 127.0.0.1:9808 (default: at none)")
 	o.log.flags(cmd)
 	o.tier.flag(cmd, "tier", "", "what the kernel reads and writes by itself: nothing (daemon); files opened for\nreading only (read); files opened for writing as well (gate), whose system calls\nare held while their volume has less than 64 MiB of room; the same, but always\nheld (hold), for tests. auto is gate, read or daemon, the first that works here")
@@ -131,6 +135,8 @@ func (a *App) checkMountArgs(o *mountOptions, mountpoints []string) error {
 		return usage("%d pools and %d mountpoints: name one for each", len(o.pools), len(mountpoints))
 	case o.keeper == "":
 		return usage("--keeper: %s, %s, or the socket of a `croft keeper`", keeperAuto, keeperNone)
+	case o.restart && o.keeper == keeperNone:
+		return usage("--restart with --keeper %s: a mount that nobody keeps ends with its daemon", keeperNone)
 	case o.watchdog < 0:
 		return usage("--watchdog %s: how long a mount may not answer, or 0", o.watchdog)
 	case o.promise.overcommit != 0 && !(o.promise.overcommit >= 1 && o.promise.overcommit <= pool.MaxOvercommit):
@@ -203,7 +209,7 @@ func (a *App) runMount(cmd *cobra.Command, o *mountOptions, args []string) (err 
 	if err := unix.Chdir("/"); err != nil { // keep no directory busy, least of all a mountpoint
 		return fmt.Errorf("chdir /: %w", err)
 	}
-	if o.keeper == keeperAuto && o.keeperFD < 0 {
+	if o.keeper == keeperAuto && o.keeperFD < 0 || o.keeper != keeperAuto && o.restart {
 		return a.supervise(cmd.Context(), o, places, logger, ready)
 	}
 	d := &server{
@@ -224,7 +230,7 @@ func (a *App) runMount(cmd *cobra.Command, o *mountOptions, args []string) (err 
 	if o.node != nil {
 		d.serve = func() (func(), error) { return a.serveCSI(o.node, d) }
 	}
-	if d.supervised = o.keeperFD >= 0; d.supervised {
+	if d.supervised = o.keeperFD >= 0; d.supervised || o.child {
 		a.notify = func(string) {} // the supervisor's business
 	}
 	if o.tier.word != tierAuto {

@@ -32,7 +32,7 @@ func (a *App) startDaemon(ctx context.Context, o *mountOptions, places []place) 
 		return fmt.Errorf("daemon: %w", err)
 	}
 	defer reader.Close()
-	cmd := exec.Command(self, daemonArgs(o, places, "--keeper="+o.keeper, "--watchdog="+o.watchdog.String())...)
+	cmd := exec.Command(self, daemonArgs(o, places, "--keeper="+o.keeper, "--watchdog="+o.watchdog.String(), fmt.Sprint("--restart=", o.restart))...)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{writer} // descriptor 3

@@ -43,6 +43,7 @@ type supervisor struct {
 	ready    func(error)
 	watchdog time.Duration // a daemon that does not answer for so long is killed; 0: never
 	path     string        // of the program; what is there may change
+	external bool          // the keeper is elsewhere: this process keeps nothing
 
 	signals chan os.Signal
 	keeper  *keeper.Server
@@ -67,7 +68,11 @@ type child struct {
 func (a *App) supervise(ctx context.Context, o *mountOptions, places []place, log *zap.Logger, ready func(error)) (err error) {
 	s := &supervisor{
 		app: a, log: log, places: places, ready: ready, watchdog: o.watchdog,
-		args: daemonArgs(o, places, "--keeper-fd=4", "--log-file="+o.logFile),
+		args:     daemonArgs(o, places, "--keeper-fd=4", "--log-file="+o.logFile),
+		external: o.keeper != keeperAuto,
+	}
+	if s.external {
+		s.args = daemonArgs(o, places, "--keeper="+o.keeper, "--restarted", "--log-file="+o.logFile)
 	}
 	if s.path, err = os.Executable(); err == nil {
 		s.worked, err = os.Open("/proc/self/exe")
@@ -93,6 +98,10 @@ func (s *supervisor) run(ctx context.Context) error {
 		}
 		var exit *exec.ExitError
 		switch {
+		case err == nil && s.external && s.upgrade && !s.ending:
+			s.log.Info("the daemon has handed over")
+			pause = 0
+			continue
 		case err == nil, s.ending, !s.served:
 			return s.end(err)
 		case errors.As(err, &exit) && exit.ExitCode() == handedOver:
@@ -178,33 +187,33 @@ func (s *supervisor) exec(program *os.File) (*child, error) {
 		return nil, fmt.Errorf("daemon: %w", err)
 	}
 	defer writer.Close()
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		reader.Close()
-		return nil, fmt.Errorf("daemon: %w", os.NewSyscallError("socketpair", err))
-	}
-	ours, theirs := os.NewFile(uintptr(pair[0]), "keeper"), os.NewFile(uintptr(pair[1]), "keeper")
-	defer theirs.Close()
-	conn, err := net.FileConn(ours)
-	ours.Close()
-	if err != nil {
-		reader.Close()
-		return nil, fmt.Errorf("daemon: %w", err)
+	files := []*os.File{writer} // descriptor 3
+	keep := func() {}
+	giveUp := func() {}
+	if !s.external {
+		conn, theirs, err := keeperConn()
+		if err != nil {
+			reader.Close()
+			return nil, fmt.Errorf("daemon: %w", err)
+		}
+		defer theirs.Close()
+		files = append(files, theirs) // descriptor 4
+		keep, giveUp = func() { s.keeper.ServeConn(conn) }, func() { conn.Close() }
 	}
 	// By this process's descriptor: in the child its number may be one of ExtraFiles.
 	cmd := exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), program.Fd()), s.args...)
 	cmd.Args[0] = s.path
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = os.Stdout, s.app.Stderr
-	cmd.ExtraFiles = []*os.File{writer, theirs} // descriptors 3 and 4
+	cmd.ExtraFiles = files
 	// Of the terminal's signals it gets those that are passed on.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		reader.Close()
-		conn.Close()
+		giveUp()
 		return nil, fmt.Errorf("daemon: %w", err)
 	}
-	go s.keeper.ServeConn(conn.(*net.UnixConn))
+	go keep()
 	c := &child{cmd: cmd, program: program, ready: make(chan error, 1), exited: make(chan struct{}), hung: make(chan struct{}, 1)}
 	go func() {
 		defer reader.Close()
@@ -223,6 +232,21 @@ func (s *supervisor) exec(program *os.File) (*child, error) {
 		_ = cmd.Wait() // watch looks at its state
 	}()
 	return c, nil
+}
+
+// keeperConn makes a connection for a child, and what it has of that.
+func keeperConn() (ours *net.UnixConn, theirs *os.File, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	mine, theirs := os.NewFile(uintptr(pair[0]), "keeper"), os.NewFile(uintptr(pair[1]), "keeper")
+	defer mine.Close()
+	conn, err := net.FileConn(mine)
+	if err != nil {
+		return nil, nil, errors.Join(err, theirs.Close())
+	}
+	return conn.(*net.UnixConn), theirs, nil
 }
 
 // watch waits for a daemon's end and passes signals on to it.
@@ -325,7 +349,9 @@ func (s *supervisor) pass(c *child, sig os.Signal) {
 			return
 		}
 		s.log.Info("upgrade: the daemon hands over")
-		sig = unix.SIGUSR2
+		if sig = unix.SIGUSR2; s.external {
+			sig = unix.SIGTERM
+		}
 	} else {
 		s.ending = true
 	}
