@@ -92,7 +92,6 @@ with_libraries "$root" "$root/usr/lib/postgresql/$version"/{bin,lib}/*
 for program in "$root/usr/lib/postgresql/$version/bin"/*; do
 	ln -sf "/usr/lib/postgresql/$version/bin/$(basename "$program")" "$root/bin/"
 done
-chmod 777
 image '"Cmd": ["postgres"], "User": "999:999"' "$root" test.local/postgres:1
 archive postgres
 

@@ -21,10 +21,11 @@ var (
 const serially = `\[Serial\]|\[Disruptive\]`
 
 // impossible are those that cannot pass here; docs/conformance.md#in-kubernetes says why of each.
-const impossible = `Pre-provisioned Snapshot|any volume data source`
+const impossible = `Pre-provisioned Snapshot|any volume data source|block volmode.* volume-modify`
 
 // Kubernetes' own tests of external CSI drivers, with all that storage.yaml says of Croft. Each is a test here.
 func TestExternalStorage(t *testing.T) {
+	must(t, "apply", "-f", "attributes.yaml")
 	ran := external(t, "together", *storageFocus, impossible+"|"+serially, *storageProcs)
 	ran += external(t, "alone", "("+*storageFocus+").*("+serially+")", impossible, 1)
 	if ran == 0 {

@@ -275,21 +275,30 @@ spec: {source: {volumeSnapshotContentName: %[1]s-known}}
 	}
 }
 
-// A VolumeAttributesClass says how many inodes a volume gets.
+// A VolumeAttributesClass says how many inodes a volume gets, and another one changes that while it is in use.
 func TestVolumeAttributesClass(t *testing.T) {
 	n := newNamespace(t)
-	n.apply(`
+	for name, inodes := range map[string]string{"few-inodes": "1000", "more-inodes": "3000"} {
+		n.apply(fmt.Sprintf(`
 apiVersion: storage.k8s.io/v1
 kind: VolumeAttributesClass
-metadata: {name: few-inodes}
-driverName: ` + driver + `
-parameters: {inodes: "1000"}
-`)
-	t.Cleanup(func() { must(t, "delete", "volumeattributesclass/few-inodes") })
+metadata: {name: %s}
+driverName: %s
+parameters: {inodes: "%s"}
+`, name, driver, inodes))
+		t.Cleanup(func() { must(t, "delete", "volumeattributesclass/"+name, "--wait=false") })
+	}
 	n.apply(claim{name: "data", size: "256Mi", more: []string{"volumeAttributesClassName: few-inodes"}}.String() +
 		pod{name: "user", volumes: []string{"data"}}.String())
 	n.ready("user")
-	if got := n.sh("user", "df -iP /data | awk 'NR == 2 { print $2 }'"); got != "1000" {
-		t.Errorf("the volume has %s inodes", got)
+	shows := func(want string) {
+		t.Helper()
+		if got := n.sh("user", "df -iP /data | awk 'NR == 2 { print $2 }'"); got != want {
+			t.Errorf("the volume has %s inodes, want %s", got, want)
+		}
 	}
+	shows("1000")
+	n.kubectl("patch", "pvc/data", "-p", `{"spec":{"volumeAttributesClassName":"more-inodes"}}`)
+	n.wait("jsonpath={.status.currentVolumeAttributesClassName}=more-inodes", "pvc/data")
+	shows("3000")
 }
