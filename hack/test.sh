@@ -47,7 +47,7 @@ modules() {
 # cluster runs the tests in a cluster. Each says what it does as it goes: it is the one that takes minutes.
 cluster() {
 	go tool gotestsum --format standard-verbose --hide-summary skipped --jsonfile "$results/cluster.json" --raw-command -- \
-		go -C test/cluster test -json -count 1 -timeout 60m "$@" . || status=1
+		go -C test/cluster test -json -count 1 -timeout 60m . "$@" || status=1
 }
 
 if [[ ${1:-} == cluster ]]; then
