@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -443,4 +444,45 @@ func TestRestart(t *testing.T) {
 	if r := p.Croft("mount", "--keeper", "none", "--restart", "--pool", p.Dir, p.Mnt); r.Code != 2 || !strings.Contains(r.Stderr, "nobody keeps") {
 		t.Errorf("with nobody who keeps: %s", r)
 	}
+}
+
+// TestProbeHolds looks at what the process that touches a mount has open, which may hang there for as long as it likes: nothing of
+// whoever asks, who would wait for it.
+func TestProbeHolds(t *testing.T) {
+	p := kit.NewPool(t, "ext4")
+	d := p.Mount()
+	kit.OK(t, d.Signal(unix.SIGSTOP))
+	cmd := p.Command("probe", "--timeout", "1h", p.Mnt)
+	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	kit.OK(t, err)
+	defer out.Close()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = out, out, out
+	kit.OK(t, cmd.Start())
+	var held []string
+	kit.Poll(t, "the process that touches the mount", func() bool {
+		children, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", cmd.Process.Pid))
+		for _, path := range children {
+			body, _ := os.ReadFile(path)
+			for _, pid := range strings.Fields(string(body)) {
+				held = nil
+				args, _ := os.ReadFile("/proc/" + pid + "/cmdline")
+				links, _ := filepath.Glob("/proc/" + pid + "/fd/*")
+				for _, link := range links {
+					if to, err := os.Readlink(link); err == nil {
+						held = append(held, to)
+					}
+				}
+				if strings.Contains(string(args), "\x00--direct\x00") && len(held) > 2 {
+					return true
+				}
+			}
+		}
+		return false
+	})
+	if slices.Contains(held, out.Name()) {
+		t.Errorf("it has the caller's file open: %q", held)
+	}
+	kit.OK(t, d.Signal(unix.SIGCONT))
+	kit.Within(t, "the end of the probe", func() { err = cmd.Wait() })
+	kit.OK(t, err)
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -60,18 +61,23 @@ func (a *App) probeCommand() *cobra.Command {
 	return cmd
 }
 
-// probeWithin does it in a process of its own, which nobody waits for when it hangs.
+// probeWithin does it in a process of its own, which nobody waits for when it hangs: it has nothing of the caller's open, who may wait
+// for the end of what is printed.
 func (a *App) probeWithin(timeout time.Duration, dir string, mountpoints []string) error {
 	var names []string
 	if dir != "" {
 		names = append(names, "--pool="+dir)
 	}
-	p, err := startProbe(a.Stderr, append(append(names, "--"), mountpoints...)...)
+	var said strings.Builder
+	p, err := startProbe(&said, append(append(names, "--"), mountpoints...)...)
 	if err != nil {
 		return err
 	}
 	select {
 	case err := <-p.ended:
+		if _, printErr := io.WriteString(a.Stderr, said.String()); printErr != nil {
+			return printErr
+		}
 		var exit *exec.ExitError
 		if errors.As(err, &exit) && exit.Exited() {
 			return errTold
