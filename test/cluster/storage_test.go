@@ -21,7 +21,8 @@ var (
 const serially = `\[Serial\]|\[Disruptive\]`
 
 // impossible are those that cannot pass here; docs/conformance.md#in-kubernetes says why of each.
-const impossible = `Pre-provisioned Snapshot|any volume data source|block volmode.* volume-modify`
+const impossible = `Pre-provisioned Snapshot|any volume data source|block volmode.* volume-modify|` +
+	`modify volumes with a different`
 
 // Kubernetes' own tests of external CSI drivers, with all that storage.yaml says of Croft. Each is a test here.
 func TestExternalStorage(t *testing.T) {
