@@ -78,16 +78,21 @@ var silent = map[string]func(t *testing.T, f *os.File, stop time.Time, most int6
 	},
 }
 
+// mapped maps the beginning of a file for stores.
+func mapped(path string, length int) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return unix.Mmap(int(f.Fd()), 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+}
+
 // store stores into a file of so many bytes until it is refused, or a time has come.
 func store(args []string) int {
 	most, _ := strconv.Atoi(args[1])
 	nanos, _ := strconv.ParseInt(args[2], 10, 64)
-	f, err := os.OpenFile(args[0], os.O_RDWR, 0)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	mem, err := unix.Mmap(int(f.Fd()), 0, most, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	mem, err := mapped(args[0], most)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -102,19 +107,14 @@ func store(args []string) int {
 func insist(args []string) int {
 	signal.Ignore(unix.SIGBUS)
 	most, _ := strconv.Atoi(args[1])
-	f, err := os.OpenFile(args[0], os.O_RDWR, 0)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	mem, err := unix.Mmap(int(f.Fd()), 0, most, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	mem, err := mapped(args[0], most)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	for n := 0; n < most; n += block {
 		mem[n] = 1
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // the daemon is to see it, not to be outrun
 	}
 	return 0
 }
