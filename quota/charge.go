@@ -129,28 +129,10 @@ func (r Rule) mappedCharge(i inode, fd int, prealloc uint64) (uint64, error) {
 // a whole block; a block counts once, if any part of it is mapped. fd is a
 // regular file open for reading or writing, not O_PATH. Nothing is written
 // back for it.
-//
-// It looks until two looks are the same: ext4 asks first whether a block has a place on the disk and then whether it waits
-// for one, so that one which is given its place in between is shown as a hole (ext4_iomap_begin_report, fs/ext4/inode.c).
 func (r Rule) Mapped(fd int, from, to uint64) (bytes uint64, err error) {
-	if from >= to {
-		return 0, nil
-	}
-	whole := r.roundUp(to) - r.roundDown(from)
-	before := whole
-	for range maxLooks {
-		bytes = 0
-		err = r.walk(fd, from, to, func(run Range) { bytes += run.To - run.From })
-		if err != nil || bytes == whole || bytes == before {
-			break
-		}
-		before = bytes
-	}
+	err = r.walk(fd, from, to, func(run Range) { bytes += run.To - run.From })
 	return bytes, err
 }
-
-// maxLooks is how often Mapped looks at a file whose owner fills one hole after the other meanwhile.
-const maxLooks = 8
 
 // Unmapped returns the runs of blocks of [from, to) that are not mapped,
 // ascending, none next to another: the complement of what Mapped counts.
