@@ -41,9 +41,11 @@ const (
 	// maxBelow is how far gateBelow is raised in a volume where it was too little.
 	maxBelow = 1 << 30
 
-	// A volume that is frozen is looked at each settlePause until nothing moves, maxSettle times.
+	// A volume that is frozen is looked at each settlePause until nothing moves, maxSettle times. Calls that
+	// were allowed are waited for maxUnderWay: it is the kernel that has to end them.
 	settlePause = 2 * time.Millisecond
 	maxSettle   = 100
+	maxUnderWay = 10 * time.Second
 
 	// brakeBelow is the room below which an inode is braked that grows without asking;
 	// it is let go from twice that on.
@@ -60,6 +62,10 @@ type gating struct {
 	mu     sync.RWMutex
 	byIno  map[uint64]*writing
 	braked *os.File // the directory of braked inodes
+
+	// later is what decideLater has not answered.
+	laterMu sync.Mutex
+	later   map[*gate.Event]*writing
 }
 
 // writers are the inodes of a volume that the kernel writes by itself.
@@ -113,7 +119,7 @@ func (f *FS) gates(v *volume) bool {
 }
 
 func (f *FS) startGate(k Kernel, group int) error {
-	g := &gating{byIno: make(map[uint64]*writing)}
+	g := &gating{byIno: make(map[uint64]*writing), later: make(map[*gate.Event]*writing)}
 	var err error
 	ready := make(chan struct{})
 	decide := func(ev *gate.Event) gate.Verdict {
@@ -183,6 +189,7 @@ func (f *FS) addWriting(w *writing) error {
 	}
 	if err == nil {
 		ws.all[w] = struct{}{}
+		w.settled = w.held.Load() && !w.marked
 	}
 	ws.mu.Unlock()
 	if err != nil {
@@ -232,7 +239,7 @@ func (f *FS) decide(ev *gate.Event) gate.Verdict {
 		return gate.Later
 	}
 	defer n.unlock()
-	if !w.exact {
+	if !w.exact || w.settlesLocked(f, ev) {
 		go f.decideLater(w, ev)
 		return gate.Later
 	}
@@ -245,14 +252,25 @@ func (f *FS) decideLater(w *writing, ev *gate.Event) {
 		if p := recover(); p != nil {
 			f.log.Sugar().Errorw("panic over a held system call", "panic", p)
 		}
+		f.gating.setLater(ev, nil)
 		f.gating.gate.Answer(ev, verdict)
 	}()
+	f.gating.setLater(ev, w)
 	v := w.n.vol
 	v.changing.RLock()
 	defer v.changing.RUnlock()
 	w.n.lock()
 	defer w.n.unlock()
 	verdict = f.judgeLocked(w, ev)
+}
+
+// setLater notes whose a call is that is not answered yet, nil once it is.
+func (g *gating) setLater(ev *gate.Event, w *writing) {
+	g.laterMu.Lock()
+	defer g.laterMu.Unlock()
+	if g.later[ev] = w; w == nil {
+		delete(g.later, ev)
+	}
 }
 
 // gateVolume has every call on the volume's written files held. What the kernel
@@ -292,8 +310,8 @@ func (f *FS) freeLocked(w *writing) {
 	if f.holdAlways || w.left || !w.held.Load() || ws.gated.Load() || ws.frozen.Load() {
 		return
 	}
-	f.dropPermitsLocked(w, func(*permit) bool { return true })
-	w.exact = false
+	f.dropPermitsLocked(w, w.permits)
+	w.exact, w.settled = false, false
 	if err := f.gating.gate.Release(w.fd); err != nil {
 		f.log.Sugar().Errorw("gate", "volume", w.n.vol.id, "error", err)
 		return
@@ -344,17 +362,50 @@ func (f *FS) freeze(v *volume) error {
 	f.holdAllLocked(ws)
 	ws.mu.Unlock()
 	// A call that was let go before may not have begun yet: until nothing moves.
-	for range maxSettle {
+	since := time.Now()
+	for looks := 1; ; looks++ {
+		underWay := f.underWay(v)
 		before := v.ledger.Used()
 		if err := f.readAll(v); err != nil {
 			return err
 		}
-		if ws.count.Load() == 0 || v.ledger.Used() == before {
-			break
+		moves := v.ledger.Used() != before && looks < maxSettle
+		switch {
+		case ws.count.Load() == 0 || !moves && underWay == 0:
+			return nil
+		case !moves && time.Since(since) > maxUnderWay:
+			f.log.Sugar().Warnw("a write does not come to an end", "volume", v.id, "thread", underWay)
+			return nil
 		}
 		time.Sleep(settlePause)
 	}
-	return nil
+}
+
+// underWay returns a thread of the frozen volume that may still do what it was allowed, 0 when there is none.
+func (f *FS) underWay(v *volume) (tid int) {
+	g := f.gating
+	// Who is held anew has ended the call before.
+	ended, locked := make(map[int]bool), make(map[*writing]bool)
+	g.laterMu.Lock()
+	for ev, w := range g.later {
+		if w.n.vol == v {
+			ended[ev.TID] = true
+			locked[w] = locked[w] || g.callers.Of(ev.TID).HasLock()
+		}
+	}
+	g.laterMu.Unlock()
+	for _, w := range v.writers.list() {
+		w.n.lock()
+		if w.n.writing == w && !locked[w] {
+			for _, p := range w.permits {
+				if p.tid > 0 && p.reserved() > 0 && !ended[p.tid] && !f.over(p) {
+					tid = p.tid
+				}
+			}
+		}
+		w.n.unlock()
+	}
+	return tid
 }
 
 func (f *FS) thaw(v *volume) {

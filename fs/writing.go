@@ -3,6 +3,7 @@ package fs
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"unsafe"
@@ -44,8 +45,9 @@ type writing struct {
 	// appends tells that calls which cannot be told from others may append: a handle is
 	// O_APPEND, or the inode has grown without asking.
 	appends bool
-	// exact tells that since events are raised node.charge was read.
-	exact bool
+	// exact tells that since events are raised node.charge was read, settled that it was after all
+	// that had been begun before.
+	exact, settled bool
 	// size and blocks (of 512 bytes) are what stat said when node.charge was read last.
 	size, blocks int64
 	// excess is by how much the estimate was above node.charge then.
@@ -151,7 +153,7 @@ func (f *FS) endWritingLocked(w *writing) {
 // dropWritingLocked ends a writing as it is: its charge stays what the ledger holds.
 func (f *FS) dropWritingLocked(w *writing) {
 	n := w.n
-	f.dropPermitsLocked(w, func(*permit) bool { return true })
+	f.dropPermitsLocked(w, w.permits)
 	if w.braked {
 		f.setBrakeLocked(w, false)
 	}
@@ -164,18 +166,15 @@ func (f *FS) dropWritingLocked(w *writing) {
 	}
 }
 
-// dropPermitsLocked gives back what the permits that match have reserved.
-func (f *FS) dropPermitsLocked(w *writing, match func(*permit) bool) {
-	kept := w.permits[:0]
-	for _, p := range w.permits {
-		if match(p) || p.reserved() == 0 {
+// dropPermitsLocked gives back what permits have reserved, and forgets them and those that are used up.
+func (f *FS) dropPermitsLocked(w *writing, over []*permit) {
+	w.permits = slices.DeleteFunc(w.permits, func(p *permit) bool {
+		drop := p.reserved() == 0 || slices.Contains(over, p)
+		if drop {
 			w.n.vol.ledger.Settle(quota.Usage{Bytes: p.reserved()}, quota.Delta{})
-		} else {
-			kept = append(kept, p)
 		}
-	}
-	clear(w.permits[len(kept):])
-	w.permits = kept
+		return drop
+	})
 }
 
 // noteLocked remembers what stat says of an inode whose charge was just read.
@@ -296,11 +295,18 @@ func (f *FS) leftLocked(w *writing, ranges []quota.Range, size uint64) (left []q
 }
 
 // foldLocked charges what calls have used of their permits, and gives back the
-// rest where match says that the call is over.
-func (f *FS) foldLocked(w *writing, over func(*permit) bool) error {
+// rest where isOver says that the call is over.
+func (f *FS) foldLocked(w *writing, isOver func(*permit) bool) error {
 	n := w.n
 	if len(w.permits) == 0 {
 		return nil
+	}
+	// In this order: what ends after the file was looked at may have been used since.
+	var over []*permit
+	for _, p := range w.permits {
+		if isOver(p) {
+			over = append(over, p)
+		}
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(w.fd, &st); err != nil {
@@ -437,9 +443,17 @@ func (f *FS) judgeLocked(w *writing, ev *gate.Event) gate.Verdict {
 	return verdict
 }
 
+// settlesLocked tells whether a held call is the first by which all is over that had been begun before.
+func (w *writing) settlesLocked(f *FS, ev *gate.Event) bool {
+	return !w.settled && f.gating.callers.Of(ev.TID).HasLock()
+}
+
 // catchUpLocked makes the size known from which a held inode goes on.
-func (f *FS) catchUpLocked(w *writing) error {
+func (f *FS) catchUpLocked(w *writing, ev *gate.Event) error {
 	n := w.n
+	if w.settlesLocked(f, ev) {
+		w.exact, w.settled = false, true
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(w.fd, &st); err != nil {
 		return err
@@ -460,7 +474,7 @@ func (f *FS) catchUpLocked(w *writing) error {
 // permitLocked reserves what a held call can make the inode grow by.
 func (f *FS) permitLocked(w *writing, ev *gate.Event) (gate.Verdict, error) {
 	n := w.n
-	if err := f.catchUpLocked(w); err != nil {
+	if err := f.catchUpLocked(w, ev); err != nil {
 		return 0, err
 	}
 	end := ev.Off + ev.Len
@@ -486,11 +500,9 @@ func (f *FS) permitLocked(w *writing, ev *gate.Event) (gate.Verdict, error) {
 	if call.Len > 0 {
 		length = min(length, call.Len)
 	}
-	// A thread that makes a new call has ended its last. And what writes has the
-	// lock of the mount's inode (fuse_passthrough_write_iter), so that no other
-	// write(2) of the file is under way.
+	// A thread that makes a new call has ended its last.
 	over := func(p *permit) bool {
-		return p.tid > 0 && (p.tid == ev.TID || call.Access != gate.Unknown)
+		return p.tid > 0 && (p.tid == ev.TID || call.HasLock())
 	}
 	if len(w.permits) > 0 && !f.putsOffLocked(w, call) {
 		if err := f.foldLocked(w, over); err != nil {

@@ -36,6 +36,10 @@ type Call struct {
 	fd  int
 }
 
+// HasLock tells that it has the lock of the mount's inode (fuse_passthrough_write_iter in fs/fuse/passthrough.c): no other
+// write(2) of the file is under way, and none that was begun before has anything left to do.
+func (c Call) HasLock() bool { return c.Access == Writes || c.Access == Appends }
+
 // Numbers of this architecture. A process of another one (i386 on x86-64) has
 // others: there 1, 18, 20, 296 and 328 write nothing, and 0, 17, 19, 40, 275, 295, 326
 // and 327 write nothing either (arch/x86/entry/syscalls), so that no write is

@@ -25,6 +25,7 @@ type filler struct {
 	flags int
 	file  func(i int) string
 	write func(fd, i int, buf []byte, at int64) (int, error)
+	jumps bool // some write beyond the end of the file
 }
 
 func own(i int) string { return fmt.Sprint("f", i) }
@@ -57,13 +58,13 @@ func appends(fd, _ int, buf []byte, _ int64) (int, error) {
 
 func fillers() []filler {
 	return []filler{
-		{"a file each", 0, own, sequential},
-		{"one file, stripes", 0, one, striped},
-		{"one file, next piece", 0, one, next()},
-		{"one file, O_APPEND", unix.O_APPEND, one, sequential},
-		{"one file, RWF_APPEND", 0, one, appends},
-		{"a file each, O_DIRECT", unix.O_DIRECT, own, sequential},
-		{"one file, O_DIRECT, stripes", unix.O_DIRECT, one, striped},
+		{"a file each", 0, own, sequential, false},
+		{"one file, stripes", 0, one, striped, true},
+		{"one file, next piece", 0, one, next(), true},
+		{"one file, O_APPEND", unix.O_APPEND, one, sequential, false},
+		{"one file, RWF_APPEND", 0, one, appends, false},
+		{"a file each, O_DIRECT", unix.O_DIRECT, own, sequential, false},
+		{"one file, O_DIRECT, stripes", unix.O_DIRECT, one, striped, true},
 	}
 }
 
@@ -105,7 +106,11 @@ func (f filler) exact(t *testing.T, p *kit.Pool, volume string, limit uint64) {
 	wasGated(t, p, volume, before)
 	full(t, p, volume, limit, writers*longest)
 	t.Logf("%d counts", w.counts)
-	if used := onDisk(t, p, volume); used != uint64(written) {
+	// Where the end of a file jumps, xfs keeps the blocks in it that it held ready beyond the last.
+	var st unix.Statfs_t
+	kit.OK(t, unix.Statfs(p.Dir, &st))
+	keeps := st.Type == unix.XFS_SUPER_MAGIC && f.jumps
+	if used := onDisk(t, p, volume); used < uint64(written) || used > uint64(written) && !keeps {
 		t.Errorf("%d bytes are there, %d were written", used, written)
 	}
 	removeAll(t, dir)

@@ -1,0 +1,145 @@
+package fs
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/quota"
+	"github.com/croftfs/croft/quota/gate"
+)
+
+const permitted = 64 << 10
+
+// testWriting is a file of 1 MiB that is held, with a permit to append to it.
+func testWriting(t *testing.T) (*FS, *writing, *permit) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_APPEND|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	table, v := testTable()
+	v.writers.init()
+	v.ledger = quota.NewLedger(quota.Usage{Bytes: 1 << 30, Inodes: 10}, quota.Usage{Bytes: 1 << 20, Inodes: 1})
+	f := &FS{log: zap.NewNop(), rule: quota.Rule{Block: quota.MinBlock}, gating: &gating{later: make(map[*gate.Event]*writing)}}
+	t.Cleanup(f.gating.callers.Close)
+	n := table.lookup(nil, v, keyOf(1), unix.S_IFREG, nil)
+	n.size, n.charged, n.dense = 1<<20, true, true
+	n.setChargeLocked(1 << 20)
+	p := &permit{ranges: []quota.Range{{From: 1 << 20, To: 1<<20 + permitted}}}
+	if err := v.ledger.Reserve(quota.Usage{Bytes: permitted}); err != nil {
+		t.Fatal(err)
+	}
+	w := &writing{n: n, fd: fd, exact: true, permits: []*permit{p}}
+	w.held.Store(true)
+	n.ownRareLocked().writing = w
+	v.writers.all[w] = struct{}{}
+	v.writers.count.Add(1)
+	return f, w, p
+}
+
+// TestFoldOfCallThatEnds holds that a call which ends while its permit is looked at is charged.
+func TestFoldOfCallThatEnds(t *testing.T) {
+	f, w, _ := testWriting(t)
+	err := f.foldLocked(w, func(*permit) bool {
+		if _, err := unix.Write(w.fd, make([]byte, permitted)); err != nil {
+			t.Error(err)
+		}
+		return true
+	})
+	ledger := w.n.vol.ledger
+	if used := ledger.Used().Bytes; err != nil || used != 1<<20+permitted || ledger.Reserved().Bytes != 0 || len(w.permits) != 0 {
+		t.Errorf("%d bytes are charged, %d reserved, by %d permits: %v", used, ledger.Reserved().Bytes, len(w.permits), err)
+	}
+}
+
+// blockedWrite is a thread that sleeps in write(2) until end.
+func blockedWrite(t *testing.T) (tid int, end func()) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close(); w.Close() })
+	size, err := unix.FcntlInt(w.Fd(), unix.F_GETPIPE_SZ, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	started := make(chan int)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		runtime.LockOSThread() // it ends with its goroutine
+		started <- unix.Gettid()
+		_, _ = unix.Write(int(w.Fd()), bytes.Repeat([]byte{0}, size+1))
+	}()
+	return <-started, func() {
+		_, _ = r.Read(make([]byte, size+1))
+		<-ended
+	}
+}
+
+// TestFreezeWaitsForWhatWasAllowed has a volume freeze while a call may still do what it was allowed.
+func TestFreezeWaitsForWhatWasAllowed(t *testing.T) {
+	f, w, p := testWriting(t)
+	v := w.n.vol
+	tid, end := blockedWrite(t)
+	for p.call.Access != gate.Writes {
+		p.call = f.gating.callers.Of(tid)
+	}
+	p.tid = tid
+	wantUnderWay := func(want int, when string) {
+		t.Helper()
+		if got := f.underWay(v); got != want {
+			t.Errorf("%s: thread %d is under way, want %d", when, got, want)
+		}
+	}
+	wantUnderWay(tid, "in its call")
+	anew := &gate.Event{TID: tid}
+	f.gating.setLater(anew, w)
+	wantUnderWay(0, "in its next")
+	f.gating.setLater(anew, nil)
+	reader := &gate.Event{TID: unix.Gettid()}
+	f.gating.setLater(reader, w)
+	wantUnderWay(tid, "while another reads")
+	f.gating.setLater(reader, nil)
+	other, endOther := blockedWrite(t)
+	for f.gating.callers.Of(other).Access != gate.Writes {
+		time.Sleep(time.Millisecond)
+	}
+	writer := &gate.Event{TID: other}
+	f.gating.setLater(writer, w)
+	wantUnderWay(0, "while another has the lock to write")
+	f.gating.setLater(writer, nil)
+	endOther()
+	wantUnderWay(tid, "alone")
+
+	frozen := make(chan error)
+	go func() { frozen <- f.freeze(v) }()
+	select {
+	case err := <-frozen:
+		t.Fatal("it does not wait: ", err)
+	case <-time.After(20 * settlePause):
+	}
+	if _, err := unix.Write(w.fd, make([]byte, permitted)); err != nil {
+		t.Error(err)
+	}
+	end()
+	if err := <-frozen; err != nil {
+		t.Error(err)
+	}
+	if used := v.ledger.Used().Bytes; used != 1<<20+permitted {
+		t.Errorf("%d bytes are charged", used)
+	}
+}
