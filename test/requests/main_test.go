@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -61,7 +62,7 @@ func measureAll(t *testing.T, tier, fstype string) {
 	p.Mount()
 	for _, j := range jobs {
 		t.Run(j.name, func(t *testing.T) {
-			got := measure(t, p, j, dir)
+			got, took := measure(t, p, j, dir)
 			if *update {
 				want.set(j.name, tier, got)
 				return
@@ -70,7 +71,7 @@ func measureAll(t *testing.T, tier, fstype string) {
 			if !ok {
 				t.Fatalf("testdata/counts has no counts of it; measured: %s", got)
 			}
-			if diff := pin.diff(got); diff != "" {
+			if diff := pin.diff(got, took); diff != "" {
 				t.Errorf("the kernel asked for something else:\n%s", diff)
 			}
 		})
@@ -80,23 +81,25 @@ func measureAll(t *testing.T, tier, fstype string) {
 	}
 }
 
-// measure runs a job in a process that is in its directory already.
-func measure(t *testing.T, p *kit.Pool, j job, dir string) counts {
+// measure runs a job in a process that is in its directory already, and returns how long it took as well.
+func measure(t *testing.T, p *kit.Pool, j job, dir string) (counts, time.Duration) {
 	t.Helper()
 	child := j.process(dir, "run").Start(t)
 	if line := child.Line(); line != "ready" {
 		t.Fatalf("the job says %q", line)
 	}
 	before := settled(t, p)
+	began := time.Now()
 	child.Say("go")
 	if line := child.Line(); line != "done" {
 		t.Fatalf("the job says %q", line)
 	}
+	took := time.Since(began)
 	got := settled(t, p).minus(before)
 	if code := child.Wait(); code != 0 {
 		t.Fatalf("the job ends with %d", code)
 	}
-	return got
+	return got, took
 }
 
 // settled returns the counts when all that was asked is counted: after the
