@@ -205,6 +205,7 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 	if err != nil {
 		return toStatus(err)
 	}
+	v.unchecked.add(n.id)
 	fillAttrOut(out, n, &st)
 	return fuse.OK
 }

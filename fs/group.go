@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -214,9 +215,9 @@ func (f *FS) SetGroup(id string, group *uint32) error {
 		}
 	}
 	if k := f.kernel.Load(); k != nil {
+		since := time.Now().Add(-viewTime)
 		k.Answered(answerTime)
-		f.staleAttrs(k, v)
-		f.settleView(k, v)
+		f.settleView(k, v, f.staleAttrs(k, v, nil), since)
 	}
 	return nil
 }
@@ -237,22 +238,29 @@ func (f *FS) settleViews(k *attachment) {
 	for _, v := range f.volumes {
 		if v.view()&viewStale != 0 {
 			go func() { // there may be nobody to serve the kernel yet
-				f.staleAttrs(k, v)
-				f.settleView(k, v)
+				f.staleAttrs(k, v, nil)
+				f.settleView(k, v, nil, time.Time{})
 			}()
 		}
 	}
 }
 
-// settleView makes the kernel forget a volume's attributes once more, a while from now.
-// It drops those of a node that it knows; an answer from before the view that is still
-// on its way makes one, or is SETATTR's, which it takes without asking how old it is
-// (fuse_iget in fs/fuse/inode.c, fuse_do_setattr in fs/fuse/dir.c).
-func (f *FS) settleView(k *attachment, v *volume) {
+// settleView makes the kernel forget a volume's attributes once more, a while from now, but for the nodes that were told.
+// An answer from before the view that is still on its way is dropped where it is older than what the node was told; else
+// it makes a node, or is one of the unchecked. Not all nodes again: the answer to whoever asks at that moment would be dropped
+// as well, and he goes by the attributes of the view before (fuse_permission).
+func (f *FS) settleView(k *attachment, v *volume, told map[uint64]bool, since time.Time) {
 	w := v.view()
 	time.AfterFunc(viewTime, func() {
 		k.Answered(time.Minute)
-		f.staleAttrs(k, v)
+		set, all := v.unchecked.since(since)
+		if all {
+			told = nil
+		}
+		for _, id := range set {
+			delete(told, id)
+		}
+		f.staleAttrs(k, v, told)
 		f.mu.RLock()
 		defer f.mu.RUnlock()
 		if f.volumes[v.id] == v { // else the record is not its any more
@@ -261,15 +269,54 @@ func (f *FS) settleView(k *attachment, v *volume) {
 	})
 }
 
-// staleAttrs has the kernel ask again for the attributes and ACLs of all that it knows of a volume.
-func (f *FS) staleAttrs(k *attachment, v *volume) {
+// staleAttrs has the kernel ask again for the attributes and ACLs of all that it knows of a volume, but for some nodes. It
+// returns those that the kernel knows.
+func (f *FS) staleAttrs(k *attachment, v *volume, but map[uint64]bool) (told map[uint64]bool) {
+	told = make(map[uint64]bool)
 	for _, n := range f.nodes.of(v) {
-		err := k.NotifyInvalInode(n.id, -1, 0)
+		if but[n.id] {
+			continue
+		}
+		known, err := k.NotifyInvalInode(n.id, -1, 0)
 		if errors.Is(err, os.ErrClosed) {
-			return // there is nobody to forget anything
+			return told // there is nobody to forget anything
 		} else if err != nil {
 			f.log.Sugar().Warnw("invalidate attributes", "volume", v.id, "error", err)
-			return
+			return told
+		}
+		if known {
+			told[n.id] = true
 		}
 	}
+	return told
+}
+
+// unchecked are the nodes of a volume whose attributes went out last in the answer to SETATTR or LINK, which the kernel takes
+// without asking how old it is (fuse_do_setattr and create_new_entry in fs/fuse/dir.c).
+type unchecked struct {
+	mu   sync.Mutex
+	last [64]struct {
+		node uint64
+		when time.Time
+	}
+	next int // is overwritten next
+}
+
+func (u *unchecked) add(node uint64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.last[u.next].node, u.last[u.next].when = node, time.Now()
+	u.next = (u.next + 1) % len(u.last)
+}
+
+// since returns the nodes since then; all tells that there were more than are remembered.
+func (u *unchecked) since(then time.Time) (nodes []uint64, all bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, each := range u.last {
+		if each.when.After(then) {
+			nodes = append(nodes, each.node)
+		}
+	}
+	return nodes, len(nodes) == len(u.last)
 }

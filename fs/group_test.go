@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -177,6 +178,29 @@ func TestGroupView(t *testing.T) {
 			m.shows(t, "d0/f2", 0, 0o600, 0, 0o600)
 			m.shows(t, "d0/f3", 0, 0o644, 0, 0o644)
 			m.shows(t, "d0/made", group, 0o640, group, 0o640)
+		})
+	}
+}
+
+// TestGroupViewSettles has files opened while the kernel is told a second time to forget what it has known of them.
+func TestGroupViewSettles(t *testing.T) {
+	m := mountTier(t, room, fs.TierRead)
+	names := m.makeTree(t)
+	for range 4 {
+		m.setGroup(t, -1)
+		for _, name := range names {
+			lstat(t, filepath.Join(m.dir, name)) // known as the disk has it
+		}
+		m.setGroup(t, group)
+		as(t, m.dir, tenant, group, nil, func(root *os.Root, _ int) {
+			time.Sleep(fs.ViewTime - 20*time.Millisecond)
+			for _, name := range names {
+				if f, err := root.Open(name); err != nil {
+					t.Errorf("%s: %v", name, err)
+				} else {
+					f.Close()
+				}
+			}
 		})
 	}
 }

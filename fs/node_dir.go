@@ -247,6 +247,7 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 			return toStatus(err)
 		}
 	}
+	v.unchecked.add(n.id)
 	return toStatus(f.lookupChild(t.request, v, d.fd, name, out))
 }
 

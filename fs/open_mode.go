@@ -61,8 +61,8 @@ const (
 type Kernel interface {
 	NotifyInvalEntry(parent uint64, name string) error
 	// NotifyInvalInode has the kernel ask again for the attributes and ACLs of a node,
-	// if it knows it, and for data unless off is negative; not from a handler.
-	NotifyInvalInode(node uint64, off, length int64) error
+	// if it knows it, which it tells, and for data unless off is negative; not from a handler.
+	NotifyInvalInode(node uint64, off, length int64) (known bool, err error)
 	// Answered waits until the requests that are being handled are answered, at most
 	// for limit; not from a handler.
 	Answered(limit time.Duration) bool

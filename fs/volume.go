@@ -71,6 +71,8 @@ type volume struct {
 	// emptying is held while graves are emptied; after node.mu.
 	emptying sync.Mutex
 
+	unchecked unchecked
+
 	writers writers // in TierGate
 	left    atomic.Pointer[Left]
 

@@ -91,11 +91,19 @@ func (c *Conn) NotifyInvalEntry(parent uint64, name string) error {
 // from off on for length bytes; a length of 0 or less means to the end, a
 // negative off no data at all. Dirty pages in the range are written back first, through WRITE
 // requests, so a handler that holds what Write waits for must not call this.
-// It is not an error if the kernel does not know the node. It fails with os.ErrClosed
-// once Serve has ended.
-func (c *Conn) NotifyInvalInode(node uint64, off, length int64) error {
+// known tells whether the kernel knows the node; it is no error if it does not. It fails with
+// os.ErrClosed once Serve has ended.
+func (c *Conn) NotifyInvalInode(node uint64, off, length int64) (known bool, err error) {
 	// struct fuse_notify_inval_inode_out { u64 ino; s64 off; s64 len; }
-	return notifyError("inval inode", c.notify(notifyInvalInode, node, uint64(off), uint64(length)))
+	message := notification(notifyInvalInode, []uint64{node, uint64(off), uint64(length)}, "")
+	err = c.withFD(func(fd int) error {
+		_, err := unix.Write(fd, message)
+		return err
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return err == nil, notifyError("inval inode", err)
 }
 
 // NotifyDelete tells the kernel that the entry is gone, so that those who watch it

@@ -37,7 +37,7 @@ func TestNotify(t *testing.T) {
 	look(3)
 
 	attrs := m.Counts()["GETATTR"]
-	if err := m.NotifyInvalInode(fileNode, 0, 0); err != nil {
+	if known, err := m.NotifyInvalInode(fileNode, 0, 0); err != nil || !known {
 		t.Fatal(err)
 	}
 	look(3)
@@ -47,12 +47,14 @@ func TestNotify(t *testing.T) {
 	for what, err := range map[string]error{
 		"entry":  m.NotifyInvalEntry(fuse.FUSE_ROOT_ID, "unknown"),
 		"parent": m.NotifyInvalEntry(99, "unknown"),
-		"inode":  m.NotifyInvalInode(99, 0, 0),
 		"delete": m.NotifyDelete(fuse.FUSE_ROOT_ID, 99, "unknown"),
 	} {
 		if err != nil {
 			t.Errorf("unknown %s: %v", what, err)
 		}
+	}
+	if known, err := m.NotifyInvalInode(99, 0, 0); known || err != nil {
+		t.Errorf("unknown inode: %t, %v", known, err)
 	}
 	if err := m.NotifyInvalEntry(fuse.FUSE_ROOT_ID, strings.Repeat("n", 5000)); !errors.Is(err, unix.ENAMETOOLONG) {
 		t.Errorf("too long a name: %v", err)

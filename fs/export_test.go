@@ -1,0 +1,4 @@
+package fs
+
+// ViewTime is for tests outside of the package.
+const ViewTime = viewTime
