@@ -22,24 +22,30 @@ ctl() { as "$bin/pg_ctl" -D "$data" -s -w -l "$run/log" -o "-k $run -c listen_ad
 chown postgres "$run"
 `
 
-// writeDatabases makes both, says so, and writes to them until it is killed.
+// writeDatabases makes both, and writes to them until it is killed; it says so once something has been written to each.
 const writeDatabases = databases + `
 mkdir "$data"; chown postgres "$data"
 as "$bin/initdb" -k -D "$data" -A trust -U postgres --no-sync --locale=C >/dev/null
 ctl start
 as "$bin/pgbench" -h "$run" -U postgres -q -i -s 1 postgres 2>/dev/null
 sqlite3 "$1/sqlite" "pragma journal_mode=wal; create table t(id integer primary key, x); create index i on t(x)" >/dev/null
-echo writing
 while :; do
 	echo "begin; insert or replace into t values(abs(random())%2000, randomblob(3000)); update t set x=randomblob(3000) where id=abs(random())%2000; commit;"
 done | sqlite3 "$1/sqlite" &
-as "$bin/pgbench" -h "$run" -U postgres -n -c 4 -j 2 -T 3600 postgres >/dev/null`
+as "$bin/pgbench" -h "$run" -U postgres -n -c 4 -j 2 -T 3600 postgres >/dev/null &
+until [ "$(sqlite3 "$1/sqlite" "select count(*) from t")" -gt 0 ] &&
+	[ "$(as "$bin/psql" -h "$run" -U postgres -Atc "select count(*) from pgbench_history" postgres)" -gt 0 ]; do
+	sleep 0.1
+done
+echo writing
+wait`
 
 // checkDatabases lets both recover, as after a crash, and asks them whether they are whole.
 const checkDatabases = databases + `
 test "$(sqlite3 "$1/sqlite" 'pragma integrity_check')" = ok
 test "$(sqlite3 "$1/sqlite" 'select count(*) from t')" -gt 0
 rm "$data/postmaster.pid" # it names the one that goes on in the source
+trap 'ctl -m immediate stop 2>/dev/null || true' EXIT
 ctl start
 as "$bin/pg_amcheck" -h "$run" -U postgres --install-missing --heapallindexed postgres
 as "$bin/psql" -h "$run" -U postgres -Atc "select (select sum(abalance) from pgbench_accounts) = sum(delta)
