@@ -295,18 +295,27 @@ func (f *FS) staleAttrs(k *attachment, v *volume, but map[uint64]bool) (told map
 // without asking how old it is (fuse_do_setattr and create_new_entry in fs/fuse/dir.c).
 type unchecked struct {
 	mu   sync.Mutex
-	last [64]struct {
-		node uint64
-		when time.Time
-	}
-	next int // is overwritten next
+	last []answer // no more than maxUnchecked; there may be thousands of volumes in which nobody does that
+	next int      // is overwritten next
 }
+
+type answer struct {
+	node uint64
+	when time.Time
+}
+
+const maxUnchecked = 64
 
 func (u *unchecked) add(node uint64) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.last[u.next].node, u.last[u.next].when = node, time.Now()
-	u.next = (u.next + 1) % len(u.last)
+	a := answer{node, time.Now()}
+	if len(u.last) < maxUnchecked {
+		u.last = append(u.last, a)
+		return
+	}
+	u.last[u.next] = a
+	u.next = (u.next + 1) % maxUnchecked
 }
 
 // since returns the nodes since then; all tells that there were more than are remembered.
@@ -318,5 +327,5 @@ func (u *unchecked) since(then time.Time) (nodes []uint64, all bool) {
 			nodes = append(nodes, each.node)
 		}
 	}
-	return nodes, len(nodes) == len(u.last)
+	return nodes, len(nodes) == maxUnchecked
 }

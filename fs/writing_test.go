@@ -65,7 +65,7 @@ func TestFoldOfCallThatEnds(t *testing.T) {
 }
 
 // blockedWrite is a thread that sleeps in write(2) until end.
-func blockedWrite(t *testing.T) (tid int, end func()) {
+func blockedWrite(t *testing.T, f *FS) (tid int, call gate.Call, end func()) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -84,7 +84,11 @@ func blockedWrite(t *testing.T) (tid int, end func()) {
 		started <- unix.Gettid()
 		_, _ = unix.Write(int(w.Fd()), bytes.Repeat([]byte{0}, size+1))
 	}()
-	return <-started, func() {
+	tid = <-started
+	for call.Access != gate.Writes { // it does not sleep yet
+		call = f.gating.callers.Of(tid)
+	}
+	return tid, call, func() {
 		_, _ = r.Read(make([]byte, size+1))
 		<-ended
 	}
@@ -94,11 +98,8 @@ func blockedWrite(t *testing.T) (tid int, end func()) {
 func TestFreezeWaitsForWhatWasAllowed(t *testing.T) {
 	f, w, p := testWriting(t)
 	v := w.n.vol
-	tid, end := blockedWrite(t)
-	for p.call.Access != gate.Writes {
-		p.call = f.gating.callers.Of(tid)
-	}
-	p.tid = tid
+	tid, call, end := blockedWrite(t, f)
+	p.tid, p.call = tid, call
 	wantUnderWay := func(want int, when string) {
 		t.Helper()
 		if got := f.underWay(v); got != want {
@@ -114,10 +115,7 @@ func TestFreezeWaitsForWhatWasAllowed(t *testing.T) {
 	f.gating.setLater(reader, w)
 	wantUnderWay(tid, "while another reads")
 	f.gating.setLater(reader, nil)
-	other, endOther := blockedWrite(t)
-	for f.gating.callers.Of(other).Access != gate.Writes {
-		time.Sleep(time.Millisecond)
-	}
+	other, _, endOther := blockedWrite(t, f)
 	writer := &gate.Event{TID: other}
 	f.gating.setLater(writer, w)
 	wantUnderWay(0, "while another has the lock to write")
@@ -141,5 +139,24 @@ func TestFreezeWaitsForWhatWasAllowed(t *testing.T) {
 	}
 	if used := v.ledger.Used().Bytes; used != 1<<20+permitted {
 		t.Errorf("%d bytes are charged", used)
+	}
+}
+
+func TestUnchecked(t *testing.T) {
+	var u unchecked
+	start := time.Now()
+	for i := range uint64(maxUnchecked - 1) {
+		u.add(i)
+	}
+	if nodes, all := u.since(start); len(nodes) != maxUnchecked-1 || all {
+		t.Errorf("%d nodes, all: %t", len(nodes), all)
+	}
+	u.add(1)
+	u.add(2)
+	if _, all := u.since(start); !all {
+		t.Error("more than are remembered are not all")
+	}
+	if nodes, all := u.since(time.Now()); len(nodes) != 0 || all {
+		t.Errorf("since now: %d nodes, all: %t", len(nodes), all)
 	}
 }
