@@ -145,7 +145,9 @@ func New(o Options) (*FS, error) {
 	f.nodes.init(f.state)
 	f.dirs.init(dirCacheSize)
 	f.handles.init(f.state)
-	f.load()
+	if err := f.load(); err != nil {
+		return nil, fmt.Errorf("fs: %w", err)
+	}
 	if err := f.sweepBrakes(); err != nil {
 		return nil, fmt.Errorf("fs: inodes that a crash has left braked: %w", err)
 	}

@@ -65,7 +65,7 @@ func mountGroup(t *testing.T, limit quota.Usage, tier fs.Tier, group *uint32) *m
 	if m.fs, err = fs.New(fs.Options{PoolDir: open(pool), Rule: rule}); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.fs.AddVolume(fs.VolumeConfig{ID: "v", Root: open(m.tree), Orphans: open(orphans), Ledger: m.ledger, Group: group}); err != nil {
+	if err := m.fs.AddVolume(fs.VolumeConfig{ID: "v", Root: fs.Dir{At: open(m.tree)}, Orphans: fs.Dir{At: open(orphans)}, Ledger: m.ledger, Group: group}); err != nil {
 		t.Fatal(err)
 	}
 	conn, err := transport.Mount(m.fs, transport.Options{Mountpoint: mnt})

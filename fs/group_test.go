@@ -515,7 +515,7 @@ func TestGroupViewIsKept(t *testing.T) {
 		f, err := fs.New(fs.Options{PoolDir: open(pool), Rule: quota.Rule{Block: 4096}, State: region})
 		must(t, err)
 		ledger := quota.NewLedger(room, quota.Usage{})
-		must(t, f.AddVolume(fs.VolumeConfig{ID: "v", Root: open(tree), Orphans: open(pool), Ledger: ledger, Group: step.group}))
+		must(t, f.AddVolume(fs.VolumeConfig{ID: "v", Root: fs.Dir{At: open(tree)}, Orphans: fs.Dir{At: open(pool)}, Ledger: ledger, Group: step.group}))
 		region.Volumes(func(_ uint32, v *state.Volume) {
 			if got := v.View.Load(); got != step.want {
 				t.Errorf("daemon %d: view %x, want %x", i, got, step.want)

@@ -245,6 +245,8 @@ type nodeTable struct {
 	byID  nodeIndex
 	byKey nodeIndex
 	seed  maphash.Seed
+	// asleep are in neither.
+	asleep asleep
 
 	// dropped counts the nodes that left since the garbage was last collected;
 	// collecting tells that it is going to be.
@@ -269,6 +271,7 @@ func (t *nodeTable) init(region *state.Region) {
 
 func (t *nodeTable) hash(key *handleKey) uint64 { return maphash.Bytes(t.seed, key.data[:key.len]) }
 
+// getLocked and findLocked are for nodes that are awake; t.mu may be held for reading only.
 func (t *nodeTable) getLocked(id uint64) *node {
 	n := t.byID.first(id)
 	for n != nil && n.id != id {
@@ -288,16 +291,28 @@ func (t *nodeTable) findLocked(key *handleKey) *node {
 // get returns the node of an id, nil when there is none.
 func (t *nodeTable) get(id uint64) *node {
 	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return t.getLocked(id)
+	n, asleep := t.getLocked(id), t.asleep.has(state.Slot(id))
+	t.mu.RUnlock()
+	if n == nil && asleep {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		return t.awakeLocked(id)
+	}
+	return n
 }
 
 // find returns the node of a backing inode, or a fresh one that is in no table:
 // for an operation on an inode that the kernel need not know.
 func (t *nodeTable) find(v *volume, key handleKey, mode uint32) *node {
 	t.mu.RLock()
-	defer t.mu.RUnlock()
-	if n := t.findLocked(&key); n != nil && n.vol == v {
+	n, some := t.findLocked(&key), t.asleep.left > 0
+	t.mu.RUnlock()
+	if n == nil && some {
+		t.mu.Lock()
+		n = t.awakeKeyLocked(&key)
+		t.mu.Unlock()
+	}
+	if n != nil && n.vol == v {
 		return n
 	}
 	return newNode(0, v, key, mode)
@@ -314,6 +329,7 @@ func (n *node) knownLocked() bool { return n.rec().Lookups > 0 || n.pins > 0 }
 
 // of lists the nodes of a volume.
 func (t *nodeTable) of(v *volume) []*node {
+	t.wakeAll(v)
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	var nodes []*node
@@ -354,7 +370,7 @@ func (t *nodeTable) hold(n *node) {
 
 // nodeLocked returns the node of a backing inode, a new one if need be.
 func (t *nodeTable) nodeLocked(v *volume, key handleKey, mode uint32, made func(*node)) *node {
-	n := t.findLocked(&key)
+	n := t.awakeKeyLocked(&key)
 	// A node left over from a volume that was removed gives way.
 	if n == nil || n.vol != v {
 		if n != nil {
@@ -380,7 +396,7 @@ func (t *nodeTable) nodeLocked(v *volume, key handleKey, mode uint32, made func(
 func (t *nodeTable) forget(id, lookups uint64) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n := t.getLocked(id)
+	n := t.awakeLocked(id)
 	if n == nil || !n.knownLocked() {
 		return nil
 	}

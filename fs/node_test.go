@@ -193,3 +193,109 @@ func TestRareIsTheNodesOwn(t *testing.T) {
 		}
 	}
 }
+
+// TestAsleep has a table go on with the records of another, in part: whatever is asked for is found as it was.
+func TestAsleep(t *testing.T) {
+	const nodes = 2000
+	region, err := state.New("", "", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := func() *FS {
+		f := &FS{state: region, kept: map[string]*volume{}}
+		f.nodes.init(region)
+		if err := f.load(); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	// The third is removed, and half of its inodes have come to be of the first.
+	var volumes []*volume
+	for _, id := range []string{"a", "b", "removed"} {
+		r, index, err := region.AddVolume(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		volumes = append(volumes, &volume{id: id, state: region, record: r, index: index})
+	}
+	table := new(nodeTable)
+	table.init(region)
+	ids := map[uint64]uint64{} // by key
+	for i := range uint64(nodes) {
+		ids[i] = table.lookup(nil, volumes[i%3], keyOf(i), unix.S_IFREG, nil).id
+	}
+	volumes[2].removed.Store(true)
+	volumes[2].record.Bits.Or(volumeRemoved)
+	taken := map[uint64]uint64{} // by key: the ids that gave way
+	for i := uint64(2); i < nodes; i += 6 {
+		taken[i] = ids[i]
+		ids[i] = table.lookup(nil, volumes[0], keyOf(i), unix.S_IFREG, nil).id
+	}
+
+	f := next()
+	if asleep := f.nodes.asleep.left; asleep != nodes+len(taken) {
+		t.Fatalf("%d are asleep, want %d", asleep, nodes+len(taken))
+	}
+	volume := func(i uint64) *volume {
+		if _, gave := taken[i]; gave {
+			return f.kept["a"]
+		}
+		return f.nodes.asleep.volumes[volumes[i%3].index]
+	}
+	order := rand.Perm(nodes)
+	for _, at := range order[:nodes/2] {
+		i := uint64(at)
+		var n *node
+		switch at % 5 {
+		case 0, 1:
+			n = f.nodes.get(ids[i])
+		case 2:
+			n = f.nodes.find(volume(i), keyOf(i), unix.S_IFREG)
+		case 3:
+			n = f.nodes.lookup(nil, volume(i), keyOf(i), unix.S_IFREG, nil)
+			f.nodes.forgets(n.id)
+		case 4:
+			if f.nodes.forgets(ids[i]) == nil || f.nodes.get(ids[i]) != nil {
+				t.Fatalf("node %d is not forgotten", i)
+			}
+			delete(ids, i)
+			continue
+		}
+		if n == nil || n.id != ids[i] || n.vol != volume(i) || n.rec().Lookups != 1 || f.nodes.get(ids[i]) != n {
+			t.Fatalf("key %d: %+v, want node %d", i, n, ids[i])
+		}
+	}
+	// The next finds those that were asleep throughout, and the others.
+	f = next()
+	if asleep := f.nodes.asleep.left; asleep != len(ids)+len(taken) {
+		t.Errorf("%d are asleep, want %d", asleep, len(ids)+len(taken))
+	}
+	want, of := 0, 0
+	for i := range ids {
+		if _, gave := taken[i]; gave || i%3 != 2 {
+			want++
+		}
+	}
+	for _, v := range f.kept {
+		of += len(f.nodes.of(v))
+	}
+	if of != want {
+		t.Errorf("%d are of volumes that are there, want %d", of, want)
+	}
+	for i, id := range ids {
+		if n := f.nodes.get(id); n == nil || n.key != keyOf(i) {
+			t.Errorf("key %d: %+v, want node %d", i, n, id)
+		}
+	}
+	for i, id := range taken {
+		if n := f.nodes.get(id); n == nil || n.key != keyOf(i) || !n.vol.removed.Load() {
+			t.Errorf("key %d: %+v, want node %d of the removed volume", i, n, id)
+		}
+	}
+	if left := f.nodes.asleep.left; left != 0 || f.nodes.asleep.keys != nil {
+		t.Errorf("%d are asleep still", left)
+	}
+	if all := f.nodes.byID.len(); all != len(ids)+len(taken) {
+		t.Errorf("%d are in the table, want %d", all, len(ids)+len(taken))
+	}
+}

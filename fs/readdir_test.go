@@ -38,7 +38,7 @@ func BenchmarkReadDirPlus(b *testing.B) {
 	}
 	defer f.Close()
 	ledger := quota.NewLedger(quota.Usage{Bytes: 1 << 30, Inodes: 1 << 20}, quota.Usage{})
-	if err := f.AddVolume(fs.VolumeConfig{ID: "v", Root: open(tree), Orphans: open(pool), Ledger: ledger}); err != nil {
+	if err := f.AddVolume(fs.VolumeConfig{ID: "v", Root: fs.Dir{At: open(tree)}, Orphans: fs.Dir{At: open(pool)}, Ledger: ledger}); err != nil {
 		b.Fatal(err)
 	}
 	var root fuse.EntryOut

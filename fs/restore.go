@@ -3,6 +3,10 @@ package fs
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"runtime"
+	"slices"
+	"sync"
 	"syscall"
 	"unsafe"
 
@@ -12,7 +16,7 @@ import (
 	"github.com/croftfs/croft/quota"
 )
 
-// A daemon goes on with what an earlier one has left in the state region: load makes
+// A daemon goes on with what an earlier one has left in the state region: load finds
 // the nodes, AddVolume finds the volumes again, Restore opens what is open, and Attach
 // has the kernel's writers watched. What was under way comes again by itself.
 
@@ -20,54 +24,82 @@ import (
 type restored struct {
 	// torn are the nodes to look at: they were being changed, or are more than a
 	// name and a charge.
-	torn []*node
+	torn []tornNode
 	// unknown are those that the kernel does not know: they were open or pinned.
 	unknown []*node
 	// written are those that the kernel writes.
 	written []*node
+	// backings leads from the id of a backing file to the node that has it.
+	backings map[int32]uint64
 	// opened leads from the unique of a request to the handle that it has made.
 	opened map[uint64]uint64
 }
 
-// load makes the nodes that the region holds.
-func (f *FS) load() {
-	volumes := make(map[uint32]*volume)
+type tornNode struct {
+	*node
+	busy bool // it was being changed
+}
+
+// load has the records of the region lead to the volumes and nodes that they are of.
+func (f *FS) load() error {
+	t := &f.nodes
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a := &t.asleep
 	f.state.Volumes(func(i uint32, r *state.Volume) {
 		v := newVolume(f, r.Name(), r, i)
-		volumes[i] = v
+		for int(i) >= len(a.volumes) {
+			a.volumes = append(a.volumes, nil)
+		}
+		a.volumes[i] = v
 		if r.Bits.Load()&volumeRemoved != 0 {
 			v.removed.Store(true)
 			return
 		}
 		f.kept[v.id] = v
 	})
-	f.state.Nodes(func(r *state.Node) {
-		v := volumes[r.Volume]
-		if v == nil { // its record was freed, and the node was not yet
-			f.state.RemoveNode(r)
+	slots, records := f.state.NodeSlots()
+	a.slots, a.keys = make([]uint64, (slots+63)/64), make([]uint64, keyTable(records))
+	nodes := make([]int64, len(a.volumes))
+	type found struct {
+		slot uint32
+		busy bool
+	}
+	var torn, unknown []found
+	f.restored.backings = make(map[int32]uint64)
+	err := f.state.Nodes(func(slot uint32, r *state.Node) {
+		if int(r.Volume) >= len(a.volumes) || a.volumes[r.Volume] == nil { // its record was freed, and the node was not yet
+			f.state.RemoveNode(f.state.NodeIn(slot))
 			return
 		}
-		key := handleKey{typ: r.HandleType, len: r.HandleLen, data: r.HandleData}
-		n := &node{id: r.ID, vol: v, key: key, typ: r.Type, rare: noRare, io: ioMode(r.IO)}
-		n.backing = backing{id: r.Backing, fd: -1}
-		n.record.Store(r)
-		v.nodes.Add(1)
-		f.nodes.byID.add(n)
-		if f.nodes.findLocked(&key) == nil {
-			f.nodes.byKey.add(n)
-		}
-		if r.Busy || n.has(nameless|markWritten|markUnsure) {
-			f.restored.torn = append(f.restored.torn, n)
+		nodes[r.Volume]++
+		t.sleepLocked(slot, r)
+		if r.Busy || r.Bits.Load()&(nameless|markWritten|markUnsure) != 0 {
+			torn = append(torn, found{slot, r.Busy})
 		}
 		if r.Lookups == 0 {
-			f.restored.unknown = append(f.restored.unknown, n)
+			unknown = append(unknown, found{slot, r.Busy})
+		}
+		if r.Backing > 0 {
+			f.restored.backings[r.Backing] = r.ID
 		}
 	})
-	for _, v := range volumes {
-		if v.removed.Load() && v.nodes.Load() == 0 {
+	for i, v := range a.volumes {
+		if v == nil {
+			continue
+		}
+		v.nodes.Add(nodes[i])
+		if v.removed.Load() && nodes[i] == 0 {
 			f.state.RemoveVolume(v.index)
 		}
 	}
+	for _, r := range torn {
+		f.restored.torn = append(f.restored.torn, tornNode{t.awakeLocked(f.state.NodeIn(r.slot).ID), r.busy})
+	}
+	for _, r := range unknown {
+		f.restored.unknown = append(f.restored.unknown, t.awakeLocked(f.state.NodeIn(r.slot).ID))
+	}
+	return err
 }
 
 // Kept tells whether an earlier daemon has left what it knew of a volume, and whether
@@ -127,14 +159,22 @@ func (f *FS) Restore() error {
 		gone[g.Node] = &st
 		return true // those that are needed are kept again
 	})
+	var mu sync.Mutex
 	var errs []error
-	for _, n := range f.restored.torn {
+	together(f.restored.torn, func(n tornNode) {
 		n.lock()
-		if err := f.mendLocked(n, gone[n.id]); err != nil {
+		err := f.mendLocked(n.node, gone[n.id], n.busy)
+		written := err == nil && n.has(markWritten) && !n.vol.removed.Load()
+		n.unlock()
+		mu.Lock()
+		defer mu.Unlock()
+		if written {
+			f.restored.written = append(f.restored.written, n.node)
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("volume %s: inode of handle %s: %w", n.vol.id, n.key.name(), err))
 		}
-		n.unlock()
-	}
+	})
 	f.restored.torn = nil
 	f.restored.opened = make(map[uint64]uint64)
 	f.state.Handles(func(r *state.Handle) {
@@ -159,8 +199,9 @@ func (f *FS) forgottenIfUnknown(n *node) {
 	}
 }
 
-// mendLocked finds out what has become of a node. st is what it was when it lost its last name.
-func (f *FS) mendLocked(n *node, st *unix.Stat_t) error {
+// mendLocked finds out what has become of a node. st is what it was when it lost its last name; busy tells that it was being
+// changed.
+func (f *FS) mendLocked(n *node, st *unix.Stat_t, busy bool) error {
 	r := n.rec()
 	if n.vol.record.Bits.Load()&volumeCounted == 0 {
 		// It is going to be counted, and only what a daemon before the earlier one has
@@ -169,8 +210,8 @@ func (f *FS) mendLocked(n *node, st *unix.Stat_t) error {
 		n.set(markWritten|markLeft, false)
 	}
 	known := r.Known
-	n.set(refused, false) // the sampler says so again
-	if n.vol.removed.Load() {
+	n.set(refused, false)                                             // the sampler says so again
+	if n.vol.removed.Load() || !busy && !n.has(nameless|markUnsure) { // what is written is restoreWritings' to look at
 		return nil
 	}
 	fd, err := f.openNode(n, unix.O_PATH)
@@ -216,11 +257,7 @@ func (f *FS) mendLocked(n *node, st *unix.Stat_t) error {
 			n.vol.float(n.held, 1)
 		}
 	}
-	if n.has(markWritten) {
-		f.restored.written = append(f.restored.written, n)
-		return nil
-	}
-	if known {
+	if known && !n.has(markWritten) {
 		n.setUnsureLocked(true)
 		return f.recountLocked(n, fd, 0)
 	}
@@ -269,34 +306,54 @@ func (f *FS) reopen(r *state.Handle) error {
 	return err
 }
 
-// restoreWritings has the gate go on with what the kernel writes.
+// together calls f with each of items, on every processor.
+func together[T any](items []T, f func(T)) {
+	var all sync.WaitGroup
+	for share := range slices.Chunk(items, len(items)/runtime.GOMAXPROCS(0)+1) {
+		all.Go(func() {
+			for _, item := range share {
+				f(item)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// restoreWritings has the gate go on with what the kernel writes, several volumes at a time.
 func (f *FS) restoreWritings() error {
-	volumes := make(map[*volume]bool)
-	writers := f.handles.writers()
-	var errs []error
+	written := make(map[*volume][]*node)
 	for _, n := range f.restored.written {
-		n.lock()
-		err := f.restoreWritingLocked(n, writers[n])
-		n.unlock()
-		if err != nil {
-			errs = append(errs, fmt.Errorf("volume %s: inode of handle %s: %w", n.vol.id, n.key.name(), err))
-		}
-		volumes[n.vol] = true
+		written[n.vol] = append(written[n.vol], n)
 	}
 	f.restored.written = nil
-	for v := range volumes {
+	writers := f.handles.writers()
+	var mu sync.Mutex
+	var errs []error
+	together(slices.Collect(maps.Keys(written)), func(v *volume) {
+		for _, n := range written[v] {
+			n.lock()
+			err := f.restoreWritingLocked(n, writers[n])
+			n.unlock()
+			if err != nil {
+				mu.Lock()
+				errs = append(errs, fmt.Errorf("volume %s: inode of handle %s: %w", v.id, n.key.name(), err))
+				mu.Unlock()
+			}
+		}
 		if ws := &v.writers; v.ledger.Free().Bytes < ws.below {
 			f.gateVolume(v)
 		} else {
 			f.freeAll(v)
 		}
-	}
+	})
 	return errors.Join(errs...)
 }
 
 func (f *FS) restoreWritingLocked(n *node, handles []*file) error {
 	fd, err := f.openNode(n, unix.O_RDWR)
-	if err != nil {
+	if isGone(err) {
+		return f.mendLocked(n, nil, true)
+	} else if err != nil {
 		return err
 	}
 	w := &writing{n: n, fd: fd, marked: true, left: n.has(markLeft), stores: n.has(stores)}
@@ -379,18 +436,16 @@ func (f *FS) takeBackOrphan(q *state.Request, v *volume) {
 // not noted: the kernel counts their ids up (idr_alloc_cyclic in fs/fuse/backing.c).
 func (f *FS) closeLeaked(k Kernel) {
 	const atOnce = 1 << 10 // more threads there are not
-	used := make(map[int32]bool)
-	f.nodes.mu.RLock()
-	for n := range f.nodes.byID.all {
-		used[n.backing.id] = true
-	}
-	f.nodes.mu.RUnlock()
 	last := f.state.LastBacking()
 	for id := max(last-atOnce, 1); last > 0 && id <= last+atOnce; id++ {
-		if !used[id] {
-			_ = k.CloseBacking(id) // ENOENT: it is none
+		if node, ok := f.restored.backings[id]; ok {
+			if r := f.state.NodeIn(state.Slot(node)); r.ID == node && r.Backing == id {
+				continue
+			}
 		}
+		_ = k.CloseBacking(id) // ENOENT: it is none
 	}
+	f.restored.backings = nil
 }
 
 // Leave ends what the FS does by itself and lets go of nothing: the next daemon goes

@@ -19,9 +19,8 @@ type VolumeConfig struct {
 	// ID is the volume's name in the mount.
 	ID string
 	// Root is the volume's tree and Orphans its directory of unlinked but
-	// open files. They remain the caller's and may be closed after AddVolume:
-	// a volume at rest holds no descriptor.
-	Root, Orphans *os.File
+	// open files. A volume at rest holds no descriptor of them.
+	Root, Orphans Dir
 	// Ledger holds the volume's limit and use.
 	Ledger *quota.Ledger
 	// BeforeChange makes the volume's dirty mark durable. It is called before
@@ -34,6 +33,25 @@ type VolumeConfig struct {
 	// Group is whose the volume's files are seen as from the first request on; nil is
 	// as they are on the disk. It must be what an earlier SetGroup has made of it.
 	Group *uint32
+}
+
+// Dir is a directory: At itself, or what has that name in it. At remains the caller's.
+type Dir struct {
+	At   *os.File
+	Name string
+}
+
+// describe is describeAt for a directory. ENOTDIR for something else.
+func (d Dir) describe() (key handleKey, st unix.Stat_t, err error) {
+	if d.Name == "" {
+		key, st, err = describe(int(d.At.Fd()))
+	} else {
+		key, st, err = describeAt(int(d.At.Fd()), d.Name)
+	}
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		err = unix.ENOTDIR
+	}
+	return key, st, err
 }
 
 // volume is a served volume.
@@ -154,11 +172,11 @@ func newVolume(f *FS, id string, r *state.Volume, index uint32) *volume {
 
 // AddVolume serves a volume. ErrExists when one of that id is served already.
 func (f *FS) AddVolume(c VolumeConfig) error {
-	key, st, err := describe(int(c.Root.Fd()))
+	key, st, err := c.Root.describe()
 	if err != nil {
 		return fmt.Errorf("volume %s: root: %w", c.ID, err)
 	}
-	orphansKey, orphansStat, err := describe(int(c.Orphans.Fd()))
+	orphansKey, orphansStat, err := c.Orphans.describe()
 	if err != nil {
 		return fmt.Errorf("volume %s: orphans: %w", c.ID, err)
 	}

@@ -121,9 +121,18 @@ func wantState(name string, want State) func(*Store) error {
 	}
 }
 
+func checkpoint(s *Store, name string) (Checkpoint, error) {
+	all, err := s.Checkpoints()
+	c, ok := all[name]
+	if err == nil && !ok {
+		err = ErrNotFound
+	}
+	return c, err
+}
+
 func wantCheckpoint(name string, want Checkpoint) func(*Store) error {
 	return func(s *Store) error {
-		c, err := s.Checkpoint(name)
+		c, err := checkpoint(s, name)
 		if err == nil && c != want {
 			err = fmt.Errorf("checkpoint %+v, want %+v", c, want)
 		}
@@ -134,7 +143,7 @@ func wantCheckpoint(name string, want Checkpoint) func(*Store) error {
 func wantNone(name string) func(*Store) error {
 	return func(s *Store) error {
 		_, errV := s.Volume(name)
-		_, errC := s.Checkpoint(name)
+		_, errC := checkpoint(s, name)
 		if !errors.Is(errV, ErrNotFound) || !errors.Is(errC, ErrNotFound) {
 			return fmt.Errorf("volume: %v, checkpoint: %v", errV, errC)
 		}

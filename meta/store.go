@@ -273,10 +273,15 @@ func (s *Store) DeleteVolume(name string) error {
 	}))
 }
 
-// Checkpoint returns a volume's checkpoint, or ErrNotFound.
-func (s *Store) Checkpoint(name string) (c Checkpoint, err error) {
-	err = s.db.View(func(txn *badger.Txn) error { return getCheckpoint(txn, name, &c) })
-	return c, about("checkpoint of volume", name, err)
+// Checkpoints returns every volume's checkpoint, by its name.
+func (s *Store) Checkpoints() (map[string]Checkpoint, error) {
+	all := make(map[string]Checkpoint)
+	_, err := list(s, "checkpoint of volume", checkpointPrefix, func(b []byte, name string, c *Checkpoint) error {
+		err := decode(b, c)
+		all[name] = *c
+		return err
+	})
+	return all, err
 }
 
 // PutCheckpoint records a volume's checkpoint; with durable, on disk before it returns.

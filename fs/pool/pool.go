@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/croftfs/croft/fs"
@@ -232,25 +233,33 @@ func (p *Pool) open() (err error) {
 	if err == nil {
 		p.bootID, err = readBootID()
 	}
-	if err == nil {
-		err = p.openState()
-	}
-	if err == nil {
-		p.fs, err = fs.New(fs.Options{PoolDir: poolDir, Rule: p.rule, State: p.state, Step: p.requestStep, Waits: p.mount.waits, Logger: p.log})
-	}
 	if err != nil {
 		return errors.Join(err, poolDir.Close())
 	}
-	p.store, err = meta.Open(meta.Options{Dir: filepath.Join(p.dir, metaName), Logger: p.log})
-	switch {
-	case errors.Is(err, meta.ErrNewerFormat):
-		return fmt.Errorf("%w: %w", ErrNewerFormat, err)
-	case errors.Is(err, meta.ErrInUse):
-		return fmt.Errorf("%w: %w", ErrInUse, err)
-	case err != nil:
+	// Beside each other: everybody waits for a daemon that takes over.
+	var opening errgroup.Group
+	var found records
+	opening.Go(func() (err error) {
+		found, err = p.openStore()
 		return err
+	})
+	err = p.openState()
+	if err == nil {
+		p.fs, err = fs.New(fs.Options{PoolDir: poolDir, Rule: p.rule, State: p.state, Step: p.requestStep, Waits: p.mount.waits, Logger: p.log})
 	}
-	if err := p.recover(); err != nil {
+	storeErr := opening.Wait()
+	if err != nil {
+		return errors.Join(err, poolDir.Close())
+	}
+	switch {
+	case errors.Is(storeErr, meta.ErrNewerFormat):
+		return fmt.Errorf("%w: %w", ErrNewerFormat, storeErr)
+	case errors.Is(storeErr, meta.ErrInUse):
+		return fmt.Errorf("%w: %w", ErrInUse, storeErr)
+	case storeErr != nil:
+		return storeErr
+	}
+	if err := p.recover(found); err != nil {
 		return err
 	}
 	if err := p.fs.Restore(); err != nil {

@@ -417,15 +417,6 @@ func (p *Pool) prune(v *volume) error {
 	return nil
 }
 
-// loadPublications reads the records, before any volume is served.
-func (p *Pool) loadPublications() error {
-	records, err := p.store.Publications()
-	for _, r := range records {
-		p.published.put(r)
-	}
-	return err
-}
-
 // reconcile has publications and mounts agree when the pool has just been mounted or taken over. A mount that has died
 // with its daemon is replaced: who looks there anew finds the volume, who has it open has errors. A record without a
 // mount is forgotten: the machine was started anew, or a crash came before the mount, or somebody took it away; whoever

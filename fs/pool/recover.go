@@ -3,28 +3,55 @@ package pool
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
+	"runtime"
+	"slices"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/croftfs/croft/meta"
 	"github.com/croftfs/croft/quota"
 )
 
-// recover reads the records, finishes what a crash has cut in two, and has the
-// volumes served. Those that must be recounted are left waiting: see startCounts.
-func (p *Pool) recover() error {
-	if err := p.loadPublications(); err != nil {
-		return err
+// records are those that a pool is opened with.
+type records struct {
+	volumes      []meta.Volume
+	checkpoints  map[string]meta.Checkpoint
+	publications []meta.Publication
+	snapshots    []meta.Snapshot
+}
+
+// openStore opens the records and reads them.
+func (p *Pool) openStore() (all records, err error) {
+	if p.store, err = meta.Open(meta.Options{Dir: filepath.Join(p.dir, metaName), Logger: p.log}); err != nil {
+		return all, err
 	}
-	records, err := p.store.Volumes()
-	if err != nil {
-		return err
+	if all.volumes, err = p.store.Volumes(); err == nil {
+		all.checkpoints, err = p.store.Checkpoints()
 	}
-	for _, r := range records {
+	if err == nil {
+		all.publications, err = p.store.Publications()
+	}
+	if err == nil {
+		all.snapshots, err = p.store.Snapshots()
+	}
+	return all, err
+}
+
+// recover finishes what a crash has cut in two, and has the volumes served. Those that must be recounted are left
+// waiting: see startCounts.
+func (p *Pool) recover(all records) error {
+	for _, r := range all.publications {
+		p.published.put(r)
+	}
+	var ready []meta.Volume
+	for _, r := range all.volumes {
+		var err error
 		switch r.State {
 		case meta.StateReady:
-			err = p.load(r)
+			ready = append(ready, r)
 		case meta.StateCreating, meta.StateDeleting:
 			p.log.Info("finishing what was cut short", zap.String("volume", r.Name), zap.String("state", string(r.State)))
 			err = p.remove(r)
@@ -35,24 +62,35 @@ func (p *Pool) recover() error {
 			return fmt.Errorf("volume %s: %w", r.Name, err)
 		}
 	}
-	return p.recoverSnapshots()
+	var loading errgroup.Group
+	for share := range slices.Chunk(ready, len(ready)/runtime.GOMAXPROCS(0)+1) {
+		loading.Go(func() error {
+			for _, r := range share {
+				if err := p.load(r, all.checkpoints); err != nil {
+					return fmt.Errorf("volume %s: %w", r.Name, err)
+				}
+			}
+			return nil
+		})
+	}
+	if err := loading.Wait(); err != nil {
+		return err
+	}
+	return p.recoverSnapshots(all.snapshots)
 }
 
 // load serves a volume that is recorded as ready. One whose directory has gone
 // is kept, to be seen and deleted.
-func (p *Pool) load(r meta.Volume) error {
+func (p *Pool) load(r meta.Volume, checkpoints map[string]meta.Checkpoint) error {
 	if err := CheckName(r.Name); err != nil {
 		return fmt.Errorf("%w: %w", meta.ErrCorrupt, err)
 	}
 	if r.Block {
 		return p.loadBlock(r)
 	}
-	checkpoint, err := p.store.Checkpoint(r.Name)
-	if errors.Is(err, meta.ErrNotFound) {
-		checkpoint, err = meta.Checkpoint{Dirty: true}, nil
-	}
-	if err != nil {
-		return err
+	checkpoint, ok := checkpoints[r.Name]
+	if !ok {
+		checkpoint.Dirty = true
 	}
 	used, kept := p.fs.Kept(r.Name)
 	if !kept {
@@ -66,15 +104,22 @@ func (p *Pool) load(r meta.Volume) error {
 		v.count = p.newCount()
 		v.used = checkpoint.BootID == p.bootID
 	}
-	err = p.serve(v)
+	err := p.serve(v)
 	if errors.Is(err, unix.ENOENT) {
 		err = p.loadMissing(v)
 	}
 	if err != nil {
 		return err
 	}
-	p.volumes[r.Name] = v
+	p.loaded(v)
 	return nil
+}
+
+// loaded adds a volume to those that there are.
+func (p *Pool) loaded(v *volume) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.volumes[v.name] = v
 }
 
 // loadMissing deals with a volume of which a directory has gone. That of the

@@ -284,12 +284,9 @@ func (p *Pool) Snapshots(context.Context) ([]Snapshot, error) {
 }
 
 // recoverSnapshots reads the records of snapshots, and finishes what a crash has cut in two.
-func (p *Pool) recoverSnapshots() error {
-	records, err := p.store.Snapshots()
-	if err != nil {
-		return err
-	}
+func (p *Pool) recoverSnapshots(records []meta.Snapshot) error {
 	for _, r := range records {
+		var err error
 		switch r.State {
 		case meta.StateReady:
 			if err = CheckName(r.Name); err != nil {

@@ -186,20 +186,10 @@ func (p *Pool) serve(v *volume) error {
 	if v.record.Block {
 		return p.openBlock(v)
 	}
-	root, err := openDirAt(p.volumesDir, v.name)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	orphans, err := openDirAt(p.orphansDir, v.name)
-	if err != nil {
-		return err
-	}
-	defer orphans.Close()
 	return p.fs.AddVolume(fs.VolumeConfig{
 		ID:           v.name,
-		Root:         root,
-		Orphans:      orphans,
+		Root:         fs.Dir{At: p.volumesDir, Name: v.name},
+		Orphans:      fs.Dir{At: p.orphansDir, Name: v.name},
 		Ledger:       v.ledger,
 		BeforeChange: func() error { return p.markDirty(v) },
 		Counted:      v.count.ended,

@@ -87,20 +87,34 @@ func (r *Region) AddNode() (n *Node, id uint64, err error) {
 	return n, uint64(gen)<<32 | uint64(i+firstNode), nil
 }
 
+// Slot is the index of the record of a node, by its id.
+func Slot(id uint64) uint32 { return uint32(id) - firstNode }
+
+// NodeIn returns the record of an index that a node in use has.
+func (r *Region) NodeIn(slot uint32) *Node { return r.nodeAt(slot) }
+
+// NodeSlots returns how many records were ever used, and how many are.
+func (r *Region) NodeSlots() (seen, used int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return int(r.head.nodes), r.nodes.used
+}
+
 // RemoveNode frees a record.
 func (r *Region) RemoveNode(n *Node) {
-	i := uint32(n.ID) - firstNode
+	i := Slot(n.ID)
 	n.ID = 0
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.nodes.free(i)
 }
 
-// Nodes yields every node. None may be made meanwhile, nor removed but the one that was yielded.
-func (r *Region) Nodes(yield func(*Node)) {
-	r.nodes.each(func(i uint32) {
-		if n := r.nodeAt(i); n.ID != 0 {
-			yield(n)
+// Nodes yields every node: the index of its record, and a copy of that. None may be made meanwhile, nor removed but the one
+// that was yielded.
+func (r *Region) Nodes(yield func(slot uint32, n *Node)) error {
+	return r.scan(func(i uint32, n *Node) {
+		if n.ID != 0 {
+			yield(i, n)
 		}
 	})
 }

@@ -157,7 +157,10 @@ func Open(file *os.File) (*Region, error) {
 		return nil, errors.Join(err, r.Close())
 	}
 	r.finish()
-	r.nodes.load(r.head.nodes, func(i uint32) bool { return r.nodeAt(i).ID != 0 })
+	r.nodes.grow(r.head.nodes)
+	if err := r.scan(func(i uint32, n *Node) { r.nodes.set(i, n.ID != 0) }); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
 	r.handles.load(r.head.handles, func(i uint32) bool { return r.handleAt(i).ID != 0 })
 	r.gone.load(r.head.gone, func(i uint32) bool { return r.goneAt(i).Node != 0 })
 	r.volumes.load(r.head.volumes, func(i uint32) bool { return r.volumeAt(i).used() })
@@ -208,6 +211,26 @@ func (r *Region) release(mem []byte) {
 func at[T any](r *Region, section uintptr, i uint32) *T {
 	var record T
 	return (*T)(unsafe.Pointer(&r.mem[section+uintptr(i)*unsafe.Sizeof(record)]))
+}
+
+// scan yields a copy of each node's record that was ever used. They are read, and not looked at in place: for the first look
+// at a page its mapping is made, which in a virtual machine takes longer than reading what is on it, and there are many pages.
+func (r *Region) scan(yield func(i uint32, n *Node)) error {
+	const atOnce = 1 << 12
+	seen := r.head.nodes
+	buf := make([]Node, min(seen, atOnce))
+	for from := uint32(0); from < seen; from += atOnce {
+		records := buf[:min(seen-from, atOnce)]
+		raw := unsafe.Slice((*byte)(unsafe.Pointer(&records[0])), uintptr(len(records))*unsafe.Sizeof(Node{}))
+		off := int64(nodesAt) + int64(from)*int64(unsafe.Sizeof(Node{}))
+		if _, err := r.file.ReadAt(raw, off); err != nil {
+			return fmt.Errorf("read the state region: %w", err)
+		}
+		for i := range records {
+			yield(from+uint32(i), &records[i])
+		}
+	}
+	return nil
 }
 
 func text(b []byte) string {

@@ -18,12 +18,19 @@ func (s *slots) init(seen *uint32, limit uint32) { s.seen, s.limit = seen, limit
 
 // load looks at the records that were ever used.
 func (s *slots) load(seen uint32, used func(uint32) bool) {
-	s.masks = make([]uint64, (seen+63)/64)
+	s.grow(seen)
 	for i := range seen {
-		if used(i) {
-			s.masks[i/64] |= 1 << (i % 64)
-			s.used++
-		}
+		s.set(i, used(i))
+	}
+}
+
+// grow has room for that many records, none of them in use.
+func (s *slots) grow(seen uint32) { s.masks = make([]uint64, (seen+63)/64) }
+
+func (s *slots) set(i uint32, used bool) {
+	if used {
+		s.masks[i/64] |= 1 << (i % 64)
+		s.used++
 	}
 }
 

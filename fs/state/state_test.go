@@ -80,7 +80,9 @@ func TestNodes(t *testing.T) {
 	}
 	next := again(t, r)
 	found := map[uint64]uint64{}
-	next.Nodes(func(n *Node) { found[n.ID] = n.Lookups })
+	if err := next.Nodes(func(_ uint32, n *Node) { found[n.ID] = n.Lookups }); err != nil {
+		t.Fatal(err)
+	}
 	if len(found) != len(want) || next.nodes.used != len(want) {
 		t.Fatalf("%d nodes are found, and %d counted, of %d", len(found), next.nodes.used, len(want))
 	}
@@ -148,11 +150,14 @@ func TestLookupTorn(t *testing.T) {
 	n.Lookups = 1 // and no more
 	next := again(t, r)
 	found := 0
-	next.Nodes(func(n *Node) {
+	err = next.Nodes(func(_ uint32, n *Node) {
 		if found++; n.ID != id || n.Lookups != 1 {
 			t.Errorf("node %d with %d lookups, want %d with 1", n.ID, n.Lookups, id)
 		}
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	given := 0
 	next.Requests(80, func(q *Request, _ Message) { given += len(q.Given()) })
 	if found != 1 || given != 1 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +29,8 @@ const (
 	controlGrace = 10 * time.Second
 	// lingerNotice is how long after an unmount a mount that is still served is worth a line in the log.
 	lingerNotice = 2 * time.Second
+	// collectAfter is how long after its start the daemon begins to collect garbage: what waited for it is answered then.
+	collectAfter = time.Second
 	// cutGrace is how long pools may take to record their use after the second signal.
 	cutGrace = 2 * time.Second
 )
@@ -91,6 +94,10 @@ func (d *server) run(ctx context.Context, places []place) error {
 	d.metrics = prometheus.NewRegistry()
 	if d.open == nil {
 		d.open = func(o pool.Options) (mountedPool, error) { return pool.Open(o) }
+	}
+	// Little that a start makes is garbage, and everybody waits for one that takes over.
+	if percent := debug.SetGCPercent(-1); percent >= 0 {
+		time.AfterFunc(collectAfter, func() { debug.SetGCPercent(percent) })
 	}
 	if err := d.start(ctx, places); err != nil {
 		return errors.Join(err, d.abandon())
