@@ -161,7 +161,11 @@ func eachTier(t *testing.T, test func(t *testing.T, fstype, tier string)) {
 	}
 }
 
-// TestKill kills the daemon at random moments.
+// lull is the pause between kills beyond those that were asked for, in which the programs come on: at one kill after the
+// other they take minutes on a slow machine.
+const lull = 2 * time.Second
+
+// TestKill kills the daemon at random moments, and now and then until every program has come to its end.
 func TestKill(t *testing.T) {
 	eachTier(t, func(t *testing.T, fstype, tier string) {
 		p := mount(t, fstype, tier)
@@ -172,7 +176,11 @@ func TestKill(t *testing.T) {
 		l := startLoad(t, p, more...)
 		var took []time.Duration
 		for len(took) < *kills || !l.allDone() {
-			time.Sleep(time.Duration(rand.IntN(400)) * time.Millisecond)
+			if len(took) < *kills {
+				time.Sleep(time.Duration(rand.IntN(400)) * time.Millisecond)
+			} else {
+				time.Sleep(lull)
+			}
 			began := time.Now()
 			p.KillServing()
 			took = append(took, time.Since(began))
