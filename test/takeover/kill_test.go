@@ -89,7 +89,7 @@ func gitSource(t *testing.T) string {
 	return dir
 }
 
-// loop runs a shell script again and again.
+// loop runs a shell script again and again, and leaves the processors to the others for as long.
 func (l *load) loop(ctx context.Context, name, dir, text string, more ...string) {
 	l.programs++
 	scratch := kit.TempDir(l.t)
@@ -97,7 +97,9 @@ func (l *load) loop(ctx context.Context, name, dir, text string, more ...string)
 		for ctx.Err() == nil {
 			cmd := exec.Command("bash", append([]string{"-ec", text, "-", dir}, more...)...)
 			cmd.Dir = scratch // fio leaves files where it runs
+			began := time.Now()
 			out, err := cmd.CombinedOutput()
+			took := time.Since(began)
 			l.mu.Lock()
 			if err != nil {
 				l.faults = append(l.faults, fmt.Sprintf("%s: %v\n%s", name, err, out))
@@ -107,6 +109,10 @@ func (l *load) loop(ctx context.Context, name, dir, text string, more ...string)
 			l.mu.Unlock()
 			if err != nil {
 				return
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(took):
 			}
 		}
 	})

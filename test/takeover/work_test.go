@@ -23,6 +23,13 @@ import (
 // input ends, and fails at the first result that is not what a disk would give. In the
 // end it says how often it did.
 
+// A thread sleeps for rest when it has made restAfter rounds: one that only reads, or stores to memory, would have a processor for
+// itself, and the file that lines appends to would become too large.
+const (
+	restAfter = 16
+	rest      = 10 * time.Millisecond
+)
+
 // until runs a round after the other, by several threads.
 func until(threads int, round func(thread, i int) error) int {
 	var over atomic.Bool
@@ -38,6 +45,9 @@ func until(threads int, round func(thread, i int) error) int {
 					return
 				}
 				rounds.Add(1)
+				if i%restAfter == restAfter-1 {
+					time.Sleep(rest)
+				}
 			}
 		})
 	}
@@ -178,9 +188,6 @@ func lines(args []string) int {
 	code := until(threads, func(thread, i int) error {
 		_, err := fmt.Fprintf(files[thread], "%d %d\n", thread, i)
 		counts[thread] = i + 1
-		if i%16 == 15 {
-			time.Sleep(time.Millisecond) // so that the file stays small enough
-		}
 		return err
 	})
 	body, err := os.ReadFile(filepath.Join(args[0], "lines"))
@@ -379,7 +386,7 @@ func pace(args []string) int {
 		wrote := time.Since(began)
 		_, rerr := f.ReadAt(buf, off)
 		longest[0], longest[1] = max(longest[0], wrote), max(longest[1], time.Since(began)-wrote)
-		time.Sleep(100 * time.Microsecond)
+		time.Sleep(time.Millisecond)
 		return errors.Join(err, rerr)
 	})
 	fmt.Printf("longest write %s, longest read %s\n", longest[0], longest[1])
