@@ -49,10 +49,6 @@ soak: deps build ## daemons killed 200 times in each tier, under load; ARGS="-ki
 lint: deps ## gofmt, vet, staticcheck, import rules, shellcheck, go mod tidy
 	@hack/lint.sh
 
-.PHONY: deploy-tools
-deploy-tools: ## Helm, for deploy-check: some minutes cold
-	@hack/deploy-check.sh --build
-
 .PHONY: deploy-check
 deploy-check: ## manifests, chart and examples: are they what Kubernetes takes, and the same
 	@hack/deploy-check.sh

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# build.sh [kube runtime sidecars node agnhost e2e]... builds the programs of the cluster from the Go module proxy, all of them
-# unless some are named. Cold it takes some ten minutes on two processors; what was built from the same sources by the
-# same Go is left as it is. Two of it wait for each other, so that a build can be started early in the background.
+# build.sh [kube runtime sidecars node agnhost helm e2e]... builds programs from the Go module proxy: those that are named, or
+# those of a cluster, all but Helm and Kubernetes' own tests. Cold it takes some ten minutes on two processors; what was
+# built from the same sources by the same Go is left as it is. Two of it wait for each other, so that a build can be
+# started early in the background.
 set -euo pipefail
 # shellcheck source=test/cluster/env.sh
 . "$(dirname "$0")/env.sh"
@@ -48,16 +49,17 @@ make_sidecars() {
 	shared
 }
 make_node() { build ./csi-node-driver-registrar ./livenessprobe; }
+make_helm() { build helm.sh/helm/v4/cmd/helm; }
 make_agnhost() { build k8s.io/kubernetes/test/images/agnhost; }
 make_e2e() {
 	go test -c -trimpath -ldflags "$(linked)" -o "$CLUSTER_BIN/e2e.test" ./e2e
 	build github.com/onsi/ginkgo/v2/ginkgo
 }
 
-(($#)) || set -- kube runtime sidecars node agnhost e2e
+(($#)) || set -- kube runtime sidecars node agnhost
 for what in "$@"; do
 	if [[ $(type -t "make_$what") != function ]]; then
-		echo "build: $what: want kube, runtime, sidecars, node, agnhost or e2e" >&2
+		echo "build: $what: want kube, runtime, sidecars, node, agnhost, helm or e2e" >&2
 		exit 2
 	fi
 	stamp=$CLUSTER_BIN/built/$what

@@ -26,6 +26,9 @@ const impossible = `Pre-provisioned Snapshot|any volume data source|block volmod
 
 // Kubernetes' own tests of external CSI drivers, with all that storage.yaml says of Croft. Each is a test here.
 func TestExternalStorage(t *testing.T) {
+	if err := script("./build.sh", "e2e"); err != nil {
+		t.Fatal(err)
+	}
 	must(t, "apply", "-f", "attributes.yaml")
 	ran := external(t, "together", *storageFocus, impossible+"|"+serially, *storageProcs)
 	ran += external(t, "alone", "("+*storageFocus+").*("+serially+")", impossible, 1)

@@ -1,4 +1,4 @@
-package check
+package manifests
 
 import (
 	"bytes"
@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	deploy = ".."
+	deploy = "../../../deploy"
 	chart  = deploy + "/helm/croft"
 	// snapshotAPI is what the chart looks for.
 	snapshotAPI = "--api-versions=snapshot.storage.k8s.io/v1"
