@@ -47,6 +47,15 @@ func (t *nodeTable) placeLocked(key *handleKey, hash uint64) (at *uint64, there 
 	}
 }
 
+// sleeperLocked returns the slot of the record that is asleep and found by a handle.
+func (t *nodeTable) sleeperLocked(key *handleKey) (slot uint32, ok bool) {
+	if t.asleep.left == 0 {
+		return 0, false
+	}
+	at, ok := t.placeLocked(key, t.hash(key))
+	return uint32(*at) - 1, ok
+}
+
 // sleepLocked has a record lead to its node. Of two with the same handle that of a volume which is there is found by it.
 func (t *nodeTable) sleepLocked(slot uint32, r *state.Node) {
 	a, key := &t.asleep, keyOfRecord(r)
@@ -67,7 +76,7 @@ func (t *nodeTable) wakeLocked(slot uint32) *node {
 	n.backing = backing{id: r.Backing, fd: -1}
 	n.record.Store(r)
 	t.byID.add(n)
-	if at, there := t.placeLocked(&key, t.hash(&key)); there && uint32(*at)-1 == slot && t.findLocked(&key) == nil {
+	if by, found := t.sleeperLocked(&key); found && by == slot && t.findLocked(&key) == nil {
 		t.byKey.add(n)
 	}
 	a.slots[slot/64] &^= 1 << (slot % 64)
@@ -89,13 +98,13 @@ func (t *nodeTable) awakeLocked(id uint64) *node {
 }
 
 func (t *nodeTable) awakeKeyLocked(key *handleKey) *node {
-	n := t.findLocked(key)
-	if n == nil && t.asleep.left > 0 {
-		if at, there := t.placeLocked(key, t.hash(key)); there {
-			return t.wakeLocked(uint32(*at) - 1)
-		}
+	if n := t.findLocked(key); n != nil {
+		return n
 	}
-	return n
+	if slot, asleep := t.sleeperLocked(key); asleep {
+		return t.wakeLocked(slot)
+	}
+	return nil
 }
 
 // wakeAll makes the nodes of a volume that are asleep.

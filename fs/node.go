@@ -305,9 +305,12 @@ func (t *nodeTable) get(id uint64) *node {
 // for an operation on an inode that the kernel need not know.
 func (t *nodeTable) find(v *volume, key handleKey, mode uint32) *node {
 	t.mu.RLock()
-	n, some := t.findLocked(&key), t.asleep.left > 0
+	n, asleep := t.findLocked(&key), false
+	if n == nil {
+		_, asleep = t.sleeperLocked(&key)
+	}
 	t.mu.RUnlock()
-	if n == nil && some {
+	if asleep {
 		t.mu.Lock()
 		n = t.awakeKeyLocked(&key)
 		t.mu.Unlock()
