@@ -197,6 +197,13 @@ func (p *Pool) serve(v *volume) error {
 	})
 }
 
+// The kernel tells of a file's last close after close(2) has returned (fuse_file_put in fs/fuse/file.c): a deletion waits so long for
+// what may be closed already, and looks so often.
+const (
+	releaseGrace = 500 * time.Millisecond
+	releaseLook  = 10 * time.Millisecond
+)
+
 // Delete deletes a volume. It returns when the volume is gone for good; its
 // space is freed in the background. ErrBusy when it is in use, unless forced.
 func (p *Pool) Delete(_ context.Context, name string, o DeleteOptions) error {
@@ -232,6 +239,10 @@ func (p *Pool) delete(v *volume, force bool) error {
 			}
 		}
 		err := p.fs.RemoveVolume(v.name, force)
+		for end := time.Now().Add(releaseGrace); errors.Is(err, fs.ErrBusy) && time.Now().Before(end); {
+			time.Sleep(releaseLook)
+			err = p.fs.RemoveVolume(v.name, force)
+		}
 		if errors.Is(err, fs.ErrBusy) {
 			return fmt.Errorf("%w: %d open files or directories; close them, or use --force", ErrBusy, p.fs.OpenFiles(v.name))
 		} else if err != nil && !errors.Is(err, fs.ErrNoVolume) {
