@@ -65,7 +65,8 @@ func (f *FS) load() error {
 		slot uint32
 		busy bool
 	}
-	var torn, unknown []found
+	var torn []found
+	var unknown []uint32
 	f.restored.backings = make(map[int32]uint64)
 	err := f.state.Nodes(func(slot uint32, r *state.Node) {
 		if int(r.Volume) >= len(a.volumes) || a.volumes[r.Volume] == nil { // its record was freed, and the node was not yet
@@ -78,7 +79,7 @@ func (f *FS) load() error {
 			torn = append(torn, found{slot, r.Busy})
 		}
 		if r.Lookups == 0 {
-			unknown = append(unknown, found{slot, r.Busy})
+			unknown = append(unknown, slot)
 		}
 		if r.Backing > 0 {
 			f.restored.backings[r.Backing] = r.ID
@@ -96,8 +97,8 @@ func (f *FS) load() error {
 	for _, r := range torn {
 		f.restored.torn = append(f.restored.torn, tornNode{t.awakeLocked(f.state.NodeIn(r.slot).ID), r.busy})
 	}
-	for _, r := range unknown {
-		f.restored.unknown = append(f.restored.unknown, t.awakeLocked(f.state.NodeIn(r.slot).ID))
+	for _, slot := range unknown {
+		f.restored.unknown = append(f.restored.unknown, t.awakeLocked(f.state.NodeIn(slot).ID))
 	}
 	return err
 }
@@ -210,8 +211,11 @@ func (f *FS) mendLocked(n *node, st *unix.Stat_t, busy bool) error {
 		n.set(markWritten|markLeft, false)
 	}
 	known := r.Known
-	n.set(refused, false)                                             // the sampler says so again
-	if n.vol.removed.Load() || !busy && !n.has(nameless|markUnsure) { // what is written is restoreWritings' to look at
+	n.set(refused, false) // the sampler says so again
+	if n.vol.removed.Load() {
+		return nil
+	}
+	if !busy && !n.has(nameless|markUnsure) { // it is written, and restoreWritings' to look at
 		return nil
 	}
 	fd, err := f.openNode(n, unix.O_PATH)
