@@ -5,6 +5,7 @@
 //
 //	pool.json        format and id; written last by Init, so a pool is whole or none
 //	lock             flock: one process has the pool
+//	volumes/         flock, the claim: that process has it, or a keeper that waits for the next
 //	meta/            records (package meta)
 //	volumes/<name>   a volume's tree
 //	orphans/<name>   its files that have lost their last name while open

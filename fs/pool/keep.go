@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"go.uber.org/zap"
@@ -25,13 +26,18 @@ type Keeper interface {
 	Drop() error
 }
 
-// The names of what is kept of a pool: the state region, the connection and the gate's
-// group. The region's tier is set once all of them are.
+// The names of what is kept of a pool: the state region, the connection, the gate's
+// group and the claim. The region's tier is set once all of them are.
 const (
 	keptState      = "state"
 	keptConnection = "fuse"
 	keptGate       = "gate"
+	keptClaim      = "claim"
 )
+
+// errKept is returned to who opens a pool without the keeper that has its mount.
+var errKept = fmt.Errorf("%w: its mount is kept for the daemon to come (by `croft keeper`, or `croft mount` itself): "+
+	"when none is to come, end that first", ErrInUse)
 
 // kept is what an earlier daemon has left.
 type kept struct {
@@ -54,22 +60,42 @@ func (k *kept) close() {
 	}
 }
 
-// openState takes over what is kept of the pool, or begins anew. state.ErrNewer for
+// take returns what is kept of the pool, by name.
+func (p *Pool) take() (map[string]*os.File, error) {
+	if p.keeper == nil {
+		return nil, nil
+	}
+	files, err := p.keeper.Take()
+	if err != nil {
+		return nil, fmt.Errorf("keeper: %w", err)
+	}
+	return files, nil
+}
+
+// openClaim claims the pool for this process and whoever keeps its mount afterwards: who comes without that keeper would
+// change the pool under those who wait for the next daemon. It is a lock on the directory of volumes; earlier is what is kept
+// of it, or nil.
+func (p *Pool) openClaim(earlier *os.File) (err error) {
+	if p.claim = earlier; earlier != nil {
+		return nil
+	}
+	if p.claim, err = os.OpenFile(filepath.Join(p.dir, volumesName), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err != nil {
+		return err
+	}
+	switch err := unix.Flock(int(p.claim.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return errKept
+	case err != nil:
+		return fmt.Errorf("lock: %w", err)
+	}
+	return nil
+}
+
+// openState takes over what is kept of the pool, files, or begins anew. state.ErrNewer for
 // what only a newer croft can go on with: it stays kept.
-func (p *Pool) openState() error {
-	begun := time.Now()
-	if p.keeper != nil {
-		files, err := p.keeper.Take()
-		if err != nil {
-			return fmt.Errorf("keeper: %w", err)
-		}
-		err = p.takeState(files, begun)
-		for _, f := range files {
-			f.Close()
-		}
-		if err != nil || p.state != nil {
-			return err
-		}
+func (p *Pool) openState(files map[string]*os.File, begun time.Time) error {
+	if err := p.takeState(files, begun); err != nil || p.state != nil {
+		return err
 	}
 	var err error
 	p.state, err = state.New(p.id, p.bootID, transport.RequestSize)
@@ -78,15 +104,10 @@ func (p *Pool) openState() error {
 
 // takeState takes from files what it can go on with.
 func (p *Pool) takeState(files map[string]*os.File, begun time.Time) error {
-	take := func(name string) *os.File {
-		f := files[name]
-		delete(files, name)
-		return f
-	}
 	if files[keptState] == nil || files[keptConnection] == nil {
 		return nil
 	}
-	region, err := state.Open(take(keptState))
+	region, err := state.Open(takeFrom(files, keptState))
 	switch {
 	case errors.Is(err, state.ErrForeign):
 		p.log.Error("what was kept cannot be used", zap.Error(err))
@@ -101,11 +122,18 @@ func (p *Pool) takeState(files map[string]*os.File, begun time.Time) error {
 		return region.Close()
 	}
 	p.state = region
-	p.kept = &kept{connection: take(keptConnection), begun: begun}
+	p.kept = &kept{connection: takeFrom(files, keptConnection), begun: begun}
 	if gated {
-		p.kept.gate = take(keptGate)
+		p.kept.gate = takeFrom(files, keptGate)
 	}
 	return nil
+}
+
+// takeFrom takes a file out of files, if it is there.
+func takeFrom(files map[string]*os.File, name string) *os.File {
+	f := files[name]
+	delete(files, name)
+	return f
 }
 
 // resume goes on with the earlier daemon's mount.
@@ -133,6 +161,9 @@ func (p *Pool) resume(o MountOptions) (*transport.Conn, error) {
 	if err := p.fs.Attach(conn, tier, k.gateFD()); err != nil {
 		return nil, err // what was kept stays so
 	}
+	if err := p.keeper.Hold(keptClaim, int(p.claim.Fd())); err != nil { // an older croft has none
+		return nil, fmt.Errorf("keeper: %w", err)
+	}
 	k.close()
 	p.mount.tier, p.mount.took = tier, time.Since(k.begun)
 	p.mount.takeOvers = p.state.TakenOver()
@@ -152,7 +183,8 @@ func (p *Pool) keep(conn *transport.Conn, tier fs.Tier) error {
 		p.log.Warn("the mount ends with its daemon", zap.Error(transport.ErrNoResend))
 		return p.keeper.Drop()
 	}
-	err := errors.Join(p.keeper.Drop(), p.keeper.Hold(keptState, p.state.FD()), p.keeper.Hold(keptConnection, conn.FD()))
+	err := errors.Join(p.keeper.Drop(), p.keeper.Hold(keptClaim, int(p.claim.Fd())),
+		p.keeper.Hold(keptState, p.state.FD()), p.keeper.Hold(keptConnection, conn.FD()))
 	if gate := p.fs.GateFD(); err == nil && gate >= 0 {
 		err = p.keeper.Hold(keptGate, gate)
 	}
@@ -184,5 +216,5 @@ func (p *Pool) HandOver(ctx context.Context) error {
 	p.cancel()
 	p.background.Wait()
 	err := p.checkpoint(p.all())
-	return errors.Join(err, p.fs.Leave(), p.store.Close(), p.lock.Close())
+	return errors.Join(err, p.fs.Leave(), p.store.Close(), p.claim.Close(), p.lock.Close())
 }

@@ -108,7 +108,7 @@ type Pool struct {
 	bind            func(ctx context.Context, source, target string, flags []string) error
 	notify          func(dev int, message []byte) error
 
-	lock                    *os.File
+	lock, claim             *os.File
 	root                    *os.File
 	volumesDir, orphansDir  *os.File
 	snapshotsDir, blocksDir *os.File
@@ -208,6 +208,19 @@ func (p *Pool) open() (err error) {
 	if p.lock, err = lockFile(filepath.Join(p.dir, lockName)); err != nil {
 		return err
 	}
+	begun := time.Now()
+	files, err := p.take()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	if err := p.openClaim(takeFrom(files, keptClaim)); err != nil {
+		return err
+	}
 	open := func(name string) *os.File {
 		if err != nil {
 			return nil
@@ -243,7 +256,7 @@ func (p *Pool) open() (err error) {
 		found, err = p.openStore()
 		return err
 	})
-	err = p.openState()
+	err = p.openState(files, begun)
 	if err == nil {
 		p.fs, err = fs.New(fs.Options{PoolDir: poolDir, Rule: p.rule, State: p.state, Step: p.requestStep, Waits: p.mount.waits, Logger: p.log})
 	}
@@ -342,7 +355,7 @@ func (p *Pool) release() error {
 	if p.kept != nil {
 		p.kept.close()
 	}
-	for _, f := range []*os.File{p.trash.dir, p.orphansDir, p.volumesDir, p.snapshotsDir, p.blocksDir, p.root, p.lock} { // the lock last
+	for _, f := range []*os.File{p.trash.dir, p.orphansDir, p.volumesDir, p.snapshotsDir, p.blocksDir, p.root, p.claim, p.lock} { // the lock last
 		if f != nil {
 			errs = append(errs, f.Close())
 		}
