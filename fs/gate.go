@@ -28,6 +28,10 @@ var (
 	gateBelow   = writeSpeed / 512
 	ungateAbove = 2 * gateBelow
 
+	// Calls that were allowed when a volume is frozen are waited for maxUnderWay: it is the kernel that has to end them. A
+	// variable for tests.
+	maxUnderWay = 10 * time.Second
+
 	// A call that is under way when a volume is gated goes on, with all that it
 	// was asked to write, at most MAX_RW_COUNT (include/linux/fs.h). Where such a one
 	// does not fit any more, the first call of each file is held, and only who
@@ -41,11 +45,9 @@ const (
 	// maxBelow is how far gateBelow is raised in a volume where it was too little.
 	maxBelow = 1 << 30
 
-	// A volume that is frozen is looked at each settlePause until nothing moves, maxSettle times. Calls that
-	// were allowed are waited for maxUnderWay: it is the kernel that has to end them.
+	// A volume that is frozen is looked at each settlePause until nothing moves, maxSettle times.
 	settlePause = 2 * time.Millisecond
 	maxSettle   = 100
-	maxUnderWay = 10 * time.Second
 
 	// brakeBelow is the room below which an inode is braked that grows without asking;
 	// it is let go from twice that on.

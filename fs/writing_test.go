@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
 
 	"github.com/croftfs/croft/quota"
@@ -139,6 +140,30 @@ func TestFreezeWaitsForWhatWasAllowed(t *testing.T) {
 	}
 	if used := v.ledger.Used().Bytes; used != 1<<20+permitted {
 		t.Errorf("%d bytes are charged", used)
+	}
+}
+
+// TestFreezeGivesUp has a volume freeze while a call does not end: whatever it has allocated by then is charged, and what it may
+// allocate yet stays reserved.
+func TestFreezeGivesUp(t *testing.T) {
+	defer func(d time.Duration) { maxUnderWay = d }(maxUnderWay)
+	maxUnderWay = 50 * time.Millisecond
+	f, w, p := testWriting(t)
+	core, logged := observer.New(zap.WarnLevel)
+	f.log = zap.New(core)
+	tid, call, end := blockedWrite(t, f)
+	defer end()
+	p.tid, p.call = tid, call
+	if _, err := unix.Write(w.fd, make([]byte, permitted/2)); err != nil {
+		t.Error(err)
+	}
+	if err := f.freeze(w.n.vol); err != nil {
+		t.Error(err)
+	}
+	warned := logged.FilterMessage("a write does not come to an end").FilterField(zap.Int("thread", tid)).Len()
+	ledger := w.n.vol.ledger
+	if used, reserved := ledger.Used().Bytes, ledger.Reserved().Bytes; warned != 1 || used != 1<<20+permitted/2 || reserved != permitted/2 {
+		t.Errorf("warned %d times; %d bytes are charged, %d reserved", warned, used, reserved)
 	}
 }
 

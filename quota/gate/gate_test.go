@@ -1,10 +1,12 @@
 package gate
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -209,5 +211,53 @@ func TestBrake(t *testing.T) {
 		if (err == unix.EPERM) != on {
 			t.Fatalf("brake %v: open for writing: %v", on, err)
 		}
+	}
+}
+
+// TestOpenWithoutDescriptors runs out of descriptors at each one that Open needs: it fails, and leaves none behind.
+func TestOpenWithoutDescriptors(t *testing.T) {
+	descriptors := func() int {
+		t.Helper()
+		names, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(names)
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	restore := func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer restore()
+	failed := make(map[string]bool)
+	for most := uint64(0); ; most++ {
+		before := descriptors()
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: most, Max: limit.Max}); err != nil {
+			t.Fatal(err)
+		}
+		g, err := Open(Options{Decide: func(*Event) Verdict { return Allow }})
+		restore()
+		if err == nil {
+			if err := g.Close(); err != nil {
+				t.Error(err)
+			}
+			break
+		}
+		if !errors.Is(err, unix.EMFILE) {
+			t.Fatal(err)
+		}
+		what, _, _ := strings.Cut(err.Error(), ":")
+		failed[what] = true
+		if after := descriptors(); after != before {
+			t.Errorf("%v: %d descriptors before, %d after", err, before, after)
+		}
+	}
+	if !failed["fanotify_init"] || !failed["eventfd"] {
+		t.Errorf("what failed: %v", failed)
 	}
 }
