@@ -53,7 +53,7 @@ func start() error {
 	if err := script("./images.sh", images...); err != nil {
 		return err
 	}
-	if err := makePool(filepath.Join(run, "pool.image")); err != nil {
+	if err := makePool(filepath.Join(run, "pool.image"), poolSize); err != nil {
 		return err
 	}
 	if err := script("./up.sh"); err != nil {
@@ -97,13 +97,13 @@ func buildCroft(path, version string) error {
 }
 
 // makePool makes an image of the filesystem that node.sh mounts for the pool.
-func makePool(image string) error {
+func makePool(image string, size int64) error {
 	f, err := os.OpenFile(image, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := f.Truncate(poolSize); err != nil {
+	if err := f.Truncate(size); err != nil {
 		return err
 	}
 	if out, err := exec.Command("mkfs.xfs", "-q", "-K", image).CombinedOutput(); err != nil {
