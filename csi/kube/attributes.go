@@ -17,12 +17,8 @@ import (
 	"k8s.io/client-go/dynamic"
 )
 
-const (
-	// askEvery is how often an answer is looked for.
-	askEvery = 250 * time.Millisecond
-	// listAfter is how long a Changer waits before it lists again, when the API server has ended its watch.
-	listAfter = time.Second
-)
+// askEvery is how often an answer is looked for.
+const askEvery = 250 * time.Millisecond
 
 // ErrNoAnswer is returned when a volume's node has not answered yet. It is asked all the same, and answers who asks again.
 var ErrNoAnswer = errors.New("the node has not answered yet")
@@ -143,48 +139,8 @@ type Changer struct {
 
 // Run answers until ctx ends. What fails is logged, and tried again.
 func (c *Changer) Run(ctx context.Context) {
-	for ctx.Err() == nil {
-		if err := c.listen(ctx); err != nil && ctx.Err() == nil {
-			c.Logger.Warn("changes of volumes are not heard of: trying again", zap.Error(err))
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(listAfter):
-		}
-	}
-}
-
-// listen answers what is asked already, and what is until the API server ends the watch.
-func (c *Changer) listen(ctx context.Context) error {
 	o := metav1.ListOptions{LabelSelector: keysOf(c.Driver).node + "=" + c.Node}
-	list, err := c.Objects.Resource(pvs).List(ctx, o)
-	if err != nil {
-		return err
-	}
-	for i := range list.Items {
-		c.answer(ctx, &list.Items[i])
-	}
-	o.ResourceVersion = list.GetResourceVersion()
-	w, err := c.Objects.Resource(pvs).Watch(ctx, o)
-	if err != nil {
-		return err
-	}
-	defer w.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case e, open := <-w.ResultChan():
-			if !open {
-				return nil
-			}
-			if pv, isObject := e.Object.(*unstructured.Unstructured); isObject && pv.GetKind() == "PersistentVolume" {
-				c.answer(ctx, pv)
-			} else {
-				return apierrors.FromObject(e.Object)
-			}
-		}
-	}
+	follow(ctx, c.Objects.Resource(pvs), o, c.Logger, func(pv *unstructured.Unstructured) { c.answer(ctx, pv) })
 }
 
 // answer does what a PV asks for, once.

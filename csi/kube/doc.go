@@ -1,5 +1,5 @@
-// Package kube is what Croft asks of Kubernetes' API server: to let go of the volumes of nodes that are gone, and to carry
-// what a volume's node is asked by the controller.
+// Package kube is what Croft asks of Kubernetes' API server: to let go of the volumes of nodes that are gone, to send claims where
+// they can be met, and to carry what a volume's node is asked by the controller.
 //
 // A volume is on its node. When that leaves the cluster for good, its PersistentVolume (PV) stays, and so do the claim
 // (PVC) that is bound to it and the pods that wait for it: no other node may have them, and the provisioner that would
@@ -29,6 +29,12 @@
 //
 // Each step may be repeated and is bound to the object that was looked at (by UID and, where something is changed, by
 // resource version): several processes may do the same at the same time, and none needs to lead.
+//
+// # Claims for copies
+//
+// A snapshot's restore and a volume's clone are made on its node, and no other can make them. A Placer has such a claim selected for
+// that node: the scheduler then takes its pods there alone, and that node's provisioner makes the volume. Where a volume is its PV's
+// affinity says; where a snapshot is, the label by which the snapshotters of the nodes share the work.
 //
 // # Volumes that are to change
 //

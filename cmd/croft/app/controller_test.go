@@ -14,4 +14,5 @@ func TestController(t *testing.T) {
 	// Not in a cluster there is nobody to ask.
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	h.want(ExitFailure, "the cluster's API server", "controller", socket, "--dead-nodes", "retain")
+	h.want(ExitFailure, "the cluster's API server", "controller", socket, "--place-copies")
 }
