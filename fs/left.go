@@ -258,7 +258,7 @@ func (f *FS) judgeLeftLocked(w *writing, ev *gate.Event) gate.Verdict {
 	if !w.left || w.opens > 0 || ev.Len == 0 {
 		return gate.Later
 	}
-	switch f.gating.callers.Of(ev.TID).Access {
+	switch f.gating.callers.CallOf(ev).Access {
 	case gate.Reads:
 		return gate.Allow
 	case gate.Unknown:

@@ -445,7 +445,7 @@ func (f *FS) judgeLocked(w *writing, ev *gate.Event) gate.Verdict {
 
 // settlesLocked tells whether a held call is the first by which all is over that had been begun before.
 func (w *writing) settlesLocked(f *FS, ev *gate.Event) bool {
-	return !w.settled && f.gating.callers.Of(ev.TID).HasLock()
+	return !w.settled && f.gating.callers.CallOf(ev).HasLock()
 }
 
 // catchUpLocked makes the size known from which a held inode goes on.
@@ -492,7 +492,7 @@ func (f *FS) permitLocked(w *writing, ev *gate.Event) (gate.Verdict, error) {
 	if len(inPlace) == 0 && len(appended) == 0 {
 		return gate.Allow, nil
 	}
-	call := f.gating.callers.Of(ev.TID)
+	call := f.gating.callers.CallOf(ev)
 	if call.Access == gate.Reads {
 		return gate.Allow, nil
 	}

@@ -122,6 +122,14 @@ func (c *Callers) Of(tid int) Call {
 	return call
 }
 
+// CallOf is Of the thread of an event that is not answered yet, which is asked once. Not for concurrent use with one event.
+func (c *Callers) CallOf(ev *Event) Call {
+	if ev.call.Access == Unknown {
+		ev.call = c.Of(ev.TID)
+	}
+	return ev.call
+}
+
 func (c *Callers) openLocked(tid int) *os.File {
 	if len(c.known) >= maxCallers || c.known == nil {
 		c.closeLocked()

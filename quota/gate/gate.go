@@ -31,6 +31,8 @@ type Event struct {
 	// for a truncation to Off.
 	Off, Len uint64
 
+	call Call // Callers.CallOf's
+
 	// fd is by what the kernel knows the event. It is a descriptor of the inode
 	// (O_RDONLY), unless an earlier daemon has read the event.
 	fd   int
