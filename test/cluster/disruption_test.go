@@ -159,6 +159,63 @@ spec:
 	}
 }
 
+// Croft is uninstalled as docs/kubernetes.md has it: the data stays on the node, and is there again once Croft is.
+func TestUninstall(t *testing.T) {
+	n := newNamespace(t)
+	n.apply(claim{name: "data", size: "64Mi"}.String() + pod{name: "user", volumes: []string{"data"}}.String())
+	n.ready("user")
+	n.sh("user", "echo kept >/data/file")
+	volume := n.kubectl("get", "pvc/data", "-o", "jsonpath={.spec.volumeName}")
+	n.kubectl("delete", "pod/user")
+	mounted := func(where string) string {
+		out, _ := inside("grep", where+".* fuse.croft ", "/proc/mounts").CombinedOutput() // status 1: there is none
+		return string(out)
+	}
+	eventually(t, "the pod's volume is unmounted", func() error { // it has no grace, and is gone before
+		if out := mounted("/pods/"); out != "" {
+			return fmt.Errorf("there is %s", out)
+		}
+		return nil
+	})
+
+	installed := false
+	t.Cleanup(func() {
+		if !installed {
+			_, _ = kubectl("wait", "--for=delete", "namespace/"+system, "--timeout="+patience.String())
+			if err := deploy(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	timeout := "--timeout=" + patience.String()
+	must(t, "-n", system, "delete", "daemonset/croft-keeper", "--wait", timeout)
+	eventually(t, "the keeper's pods have ended", func() error {
+		pods, err := kubectl("-n", system, "get", "pods", "-l", "app.kubernetes.io/component=keeper", "-o", "name")
+		if err == nil && pods != "" {
+			err = fmt.Errorf("there are %q", pods)
+		}
+		return err
+	})
+	must(t, "delete", "-k", manifests, "--ignore-not-found", "--wait", timeout)
+	out, err := inside("cat", "/var/lib/croft/main/volumes/"+volume+"/file").CombinedOutput()
+	if err != nil || string(out) != "kept\n" {
+		t.Errorf("on the node: %q, %v", out, err)
+	}
+	if out := mounted(""); out != "" {
+		t.Errorf("still mounted: %s", out)
+	}
+
+	if err := deploy(); err != nil {
+		t.Fatal(err)
+	}
+	installed = true
+	n.apply(pod{name: "user", volumes: []string{"data"}}.String())
+	n.ready("user")
+	if got := n.sh("user", "cat /data/file"); got != "kept" {
+		t.Errorf("in the volume: %q", got)
+	}
+}
+
 // kubelet and containerd are started anew under load: the pods run on, and both serve as before.
 func TestNodeRestarted(t *testing.T) {
 	n := newNamespace(t)

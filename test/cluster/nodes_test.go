@@ -89,7 +89,7 @@ func (n *namespace) runsOn(pod, node string) {
 }
 
 // There are other nodes: pods go where there is room, and where their volumes, snapshots and clones are; a pool moves to another
-// machine; what a machine that never comes back had is let go of.
+// machine, which starts anew; what a machine that never comes back had is let go of.
 func TestNodes(t *testing.T) {
 	first, second, third := node(t), "node2", "node3"
 	n := newNamespace(t)
@@ -151,8 +151,8 @@ func TestNodes(t *testing.T) {
 	must(t, "delete", "pv/"+pv)
 	lost := n.kubectl("get", "pvc/data-web-0", "-o", "jsonpath={.spec.volumeName}")
 	volume := must(t, "get", "pv/"+lost, "-o", "jsonpath={.spec.csi.volumeHandle}")
-	letsGo(t) // below: it takes a minute
 	must(t, "delete", "node", second)
+	letsGo(t) // below: it takes a minute
 	joined(t, third, 3, second)
 	n.apply(fmt.Sprintf(`
 apiVersion: v1
@@ -171,6 +171,19 @@ spec:
 	if got := n.sh("user", "cat /data/file"); got != "second" {
 		t.Errorf("in the volume that has moved: %q", got)
 	}
+
+	t.Log("the machine starts anew")
+	left(t, third)
+	if err := script("./join.sh", third, "3"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the pod runs again", func() error {
+		got, err := kubectl("-n", n.name, "exec", "user", "--", "cat", "/data/file")
+		if err == nil && got != "second" {
+			err = fmt.Errorf("in its volume: %q", got)
+		}
+		return err
+	})
 	n.kubectl("delete", "pod/user", "pvc/data")
 
 	t.Log("the node itself never comes back")
