@@ -100,8 +100,8 @@ const believed = time.Second
 func (p pin) allows(op string, got uint64, took time.Duration) bool {
 	want, bound := strings.CutPrefix(p[op], "<=")
 	n, _ := strconv.ParseUint(want, 10, 64)
-	// One more is of a directory that the job before had asked about, just too long ago.
-	again := op == "GETATTR" && (took >= believed || got == n+1)
+	// Among many, one more: "git status, again" had 33 for 32 once, in a job of 150 ms. Why is not known.
+	again := op == "GETATTR" && (took >= believed || n >= 32 && got == n+1)
 	return got == n || bound && got < n || again && n > 0 && got > n
 }
 
