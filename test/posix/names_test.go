@@ -1,11 +1,11 @@
 package posix_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -247,27 +247,49 @@ func TestLargeDirectory(t *testing.T) {
 				}
 			}
 		}
-		// Seeking back to a cookie gives what came after it.
-		f, err := os.Open(dir)
+		// Seeking back to a cookie gives what came after it, whether the kernel
+		// remembers that or asks again: how many entries come at a time is
+		// another then.
+		dirfd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		kit.OK(t, err)
-		defer f.Close()
-		buf := make([]byte, 4096)
-		_, err = unix.Getdents(int(f.Fd()), buf)
-		kit.OK(t, err)
-		cookie, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_CUR)
-		kit.OK(t, err)
-		read := func() []byte {
-			b := make([]byte, 4096)
-			n, err := unix.Getdents(int(f.Fd()), b)
+		defer unix.Close(dirfd)
+		some := func() []string {
+			buf := make([]byte, 4096)
+			n, err := unix.Getdents(dirfd, buf)
 			kit.OK(t, err)
-			return b[:n]
+			_, _, names := unix.ParseDirent(buf[:n], -1, nil)
+			return names
 		}
-		first := read()
-		read()
-		_, err = unix.Seek(int(f.Fd()), cookie, unix.SEEK_SET)
+		all := func() (names []string) {
+			for {
+				more := some()
+				if len(more) == 0 {
+					return names
+				}
+				names = append(names, more...)
+			}
+		}
+		drop := func() { kit.OK(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("1"), 0)) }
+		begun := some()
+		cookie, err := unix.Seek(dirfd, 0, unix.SEEK_CUR)
 		kit.OK(t, err)
-		if !bytes.Equal(first, read()) {
-			t.Error("after seeking back something else is read")
+		rest := all()
+		if n := len(begun) + len(rest); n != entries {
+			t.Errorf("%d names, and %d after them", len(begun), len(rest))
+		}
+		for _, state := range []string{"remembered", "dropped between", "dropped before"} {
+			if state == "dropped before" {
+				drop()
+			}
+			_, err = unix.Seek(dirfd, cookie, unix.SEEK_SET)
+			kit.OK(t, err)
+			again := some()
+			if state == "dropped between" {
+				drop()
+			}
+			if again = append(again, all()...); !slices.Equal(again, rest) {
+				t.Errorf("%s: after seeking back %d names are read, which are not the %d of before", state, len(again), len(rest))
+			}
 		}
 		for i := range entries {
 			kit.OK(t, unix.Unlink(filepath.Join(dir, fmt.Sprintf("entry-%05d", i))))
