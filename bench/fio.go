@@ -47,7 +47,7 @@ func (j fioJob) metric() metric {
 	m.title = sizes[j.bs] + " " + order + " " + what
 	switch {
 	case j.fsync:
-		m.name, m.title, m.note = m.name+"-fsync", m.title+" + fsync", "to the disk, each"
+		m.name, m.title, m.note, m.serial = m.name+"-fsync", m.title+" + fsync", "to the disk, each", true
 	case j.direct:
 		m.name, m.title, m.note = m.name+"-direct", m.title+", O_DIRECT", "around the page cache, but what Croft's daemon reads and writes"
 	}
@@ -66,7 +66,7 @@ func fioBatches(b *bench) []batch {
 	var list []batch
 	// A multiple of what is written at once.
 	size := b.opts.scaled(256, 8) << 20
-	runtime := max(time.Duration(float64(b.opts.fioTime)*b.opts.scale), 200*time.Millisecond)
+	runtime := time.Duration(b.opts.fioSeconds() * float64(time.Second))
 	for _, j := range fioJobs {
 		m := j.metric()
 		list = append(list, batch{

@@ -18,7 +18,7 @@ import (
 
 func jobBatches(b *bench) []batch {
 	seconds := func(name, title, note string) metric {
-		return metric{name: name, title: title, unit: "s", note: note, lower: true}
+		return metric{name: name, title: title, unit: "s", note: note, lower: true, serial: name != "postgresql"}
 	}
 	return []batch{{
 		group:   "jobs",

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -96,6 +98,10 @@ func (l loop) do() (loopResult, error) {
 		return l.fillup()
 	case "hold":
 		return l.hold()
+	case "pipe":
+		return l.pipe()
+	case "echo":
+		return loopResult{}, echo()
 	}
 	if err := os.Chdir(l.path); err != nil { // so that paths are short ones
 		return loopResult{}, err
@@ -293,6 +299,62 @@ func (l loop) append() (r loopResult, err error) {
 	}
 	r.Seconds = time.Since(start).Seconds()
 	return r, errors.Join(unix.Close(fd), os.Remove(l.path))
+}
+
+// pipe sends a byte to another process and waits for its answer, again and again.
+func (l loop) pipe() (r loopResult, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return r, err
+	}
+	otherIn, out, err := os.Pipe()
+	if err != nil {
+		return r, err
+	}
+	in, otherOut, err := os.Pipe()
+	if err != nil {
+		return r, err
+	}
+	other := exec.Command(self, "loop", "echo", l.path)
+	other.Stdin, other.Stdout, other.Stderr = otherIn, otherOut, os.Stderr
+	if err := other.Start(); err != nil {
+		return r, err
+	}
+	err = errors.Join(otherIn.Close(), otherOut.Close())
+	to, from := int(out.Fd()), int(in.Fd()) // Fd makes them block, as a FUSE request does
+	b := make([]byte, 1)
+	trip := func() error {
+		if _, err := unix.Write(to, b); err != nil {
+			return err
+		}
+		n, err := unix.Read(from, b)
+		if err == nil && n == 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		return err
+	}
+	for range 100 { // it has started
+		err = errors.Join(err, trip())
+	}
+	for start := time.Now(); err == nil && r.Seconds < l.atLeast.Seconds(); r.Seconds = time.Since(start).Seconds() {
+		err = trip()
+		r.Operations++
+	}
+	return r, errors.Join(err, out.Close(), other.Wait(), in.Close())
+}
+
+// echo is the other process of pipe.
+func echo() error {
+	b := make([]byte, 1)
+	for {
+		n, err := unix.Read(0, b)
+		if n == 0 || err != nil {
+			return err
+		}
+		if _, err := unix.Write(1, b); err != nil {
+			return err
+		}
+	}
 }
 
 // warm reads the file twice: what is read the first time may only be on its way into the

@@ -17,6 +17,7 @@ const runTimeout = 5 * time.Minute
 type metric struct {
 	name, title, unit, note string
 	lower                   bool // less is better
+	serial                  bool // one client, which waits for each request: Workload.Serial
 }
 
 // batch measures one or more metrics in one go on one system.
@@ -137,7 +138,7 @@ func (b *bench) measureBatch(ctx context.Context, t batch) ([]Workload, error) {
 	var workloads []Workload
 	for _, m := range t.metrics {
 		if b.opts.match.MatchString(m.name) {
-			workloads = append(workloads, Workload{Group: t.group, Name: m.name, Title: m.title, Unit: m.unit, Note: m.note, Lower: m.lower})
+			workloads = append(workloads, Workload{Group: t.group, Name: m.name, Title: m.title, Unit: m.unit, Note: m.note, Lower: m.lower, Serial: m.serial})
 		}
 	}
 	if len(workloads) == 0 {
@@ -185,7 +186,7 @@ func (b *bench) measureAgain(ctx context.Context, t batch, workloads []Workload,
 	b.say("noisy, measured again:\n%s", noise)
 	second := make([]Workload, len(workloads))
 	for i, w := range workloads {
-		w.Cells, w.FirstSpread = nil, w.cell(native).Spread
+		w.Cells, w.FirstSpread = nil, w.lead().Spread
 		second[i] = w
 	}
 	if err := b.rounds(ctx, t, second, rounds, b.opts.rounds); err != nil {
@@ -207,8 +208,11 @@ func (b *bench) rounds(ctx context.Context, t batch, workloads []Workload, round
 			workloads[i].Cells = append(workloads[i].Cells, Cell{System: s.name})
 		}
 	}
-	requests := map[string][]float64{} // by system
+	took := map[string][]requests{} // by system
 	for round := range rounds {
+		if err := b.roundTrip(ctx); err != nil {
+			return err
+		}
 		for _, s := range rotated(b.systems, round) {
 			if s.once && round > 0 {
 				continue
@@ -222,8 +226,8 @@ func (b *bench) rounds(ctx context.Context, t batch, workloads []Workload, round
 			if err != nil && (s.name == native || ctx.Err() != nil) {
 				return fmt.Errorf("%s: %w", s.name, err)
 			}
-			if after := s.requestsSoFar(ctx); after > 0 {
-				requests[s.name] = append(requests[s.name], after-before)
+			if after := s.requestsSoFar(ctx); after.all > 0 {
+				took[s.name] = append(took[s.name], requests{after.all - before.all, after.waited - before.waited})
 			}
 			for i := range workloads {
 				for j := range workloads[i].Cells {
@@ -242,17 +246,45 @@ func (b *bench) rounds(ctx context.Context, t batch, workloads []Workload, round
 			}
 		}
 	}
-	if t.group != "jobs" || len(t.metrics) > 1 {
-		return nil // the number is the time's, or belongs to several
-	}
-	for j := range workloads[0].Cells {
-		c := &workloads[0].Cells[j]
-		if counts := requests[c.System]; len(counts) > 0 {
-			m := median(counts)
-			c.Requests = &m
-		}
+	if len(t.metrics) == 1 { // else the requests are of several
+		workloads[0].count(took, b.opts.fioSeconds())
 	}
 	return nil
+}
+
+// count notes what requests each sample took; a rate's was measured for so many seconds.
+func (w *Workload) count(took map[string][]requests, seconds float64) {
+	for i := range w.Cells {
+		c := &w.Cells[i]
+		counts := took[c.System]
+		if len(counts) == 0 || len(counts) != len(c.Samples) {
+			continue
+		}
+		var all, waited []float64
+		for j, n := range counts {
+			if !w.Lower {
+				n.waited /= c.Samples[j] * seconds
+			}
+			all, waited = append(all, n.all), append(waited, n.waited)
+		}
+		if w.Lower { // otherwise their number is the time's
+			m := median(all)
+			c.Requests = &m
+		}
+		if w.Serial {
+			c.Waited = median(waited)
+		}
+	}
+}
+
+// roundTrip takes a sample of Result.RoundTrip.
+func (b *bench) roundTrip(ctx context.Context) error {
+	var r loopResult
+	err := b.loop(ctx, b.systems[0], loop{op: "pipe", path: b.dir, atLeast: 50 * time.Millisecond}, &r)
+	if err == nil {
+		b.result.RoundTrip.Samples = append(b.result.RoundTrip.Samples, 1/r.rate())
+	}
+	return err
 }
 
 // attempt does something on a system, unless that is lost. A system that does not answer
@@ -275,6 +307,10 @@ func (b *bench) attempt(ctx context.Context, s *system, do func(context.Context)
 func (b *bench) finish() error {
 	r := b.result
 	r.Seconds = time.Since(r.Date).Round(time.Second).Seconds()
+	r.RoundTrip.Median, r.RoundTrip.Spread = median(r.RoundTrip.Samples), spread(r.RoundTrip.Samples)
+	for i := range r.Workloads {
+		r.Workloads[i].bound(r.RoundTrip.Median)
+	}
 	failures := r.failures()
 	switch {
 	case !b.opts.complete() || failures > 0:
@@ -291,7 +327,7 @@ func (b *bench) finish() error {
 	fmt.Print(r.table())
 	b.say("\n%s: %s", r.Status, filepath.Join(dir, "report.html"))
 	if noise := describeNoise(r.Workloads); noise != "" {
-		b.say("noisy, by native's spread, which may be %.0f%%:\n%s", 100*b.opts.maxSpread, strings.TrimRight(noise, "\n"))
+		b.say("noisy, by the spread of %s's ratios, which may be %.0f%%:\n%s", r.Workloads[0].lead().System, 100*b.opts.maxSpread, strings.TrimRight(noise, "\n"))
 	}
 	if failures > 0 {
 		return fmt.Errorf("%d figures are missing: something failed, see the report", failures)

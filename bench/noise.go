@@ -47,11 +47,11 @@ func noisyOnes(workloads []Workload) []Workload {
 	return slices.DeleteFunc(slices.Clone(workloads), func(w Workload) bool { return !w.Noisy })
 }
 
-// describeNoise lists the noisy workloads with native's spread.
+// describeNoise lists the noisy workloads with the spread by which they are.
 func describeNoise(workloads []Workload) string {
 	var b strings.Builder
 	for _, w := range noisyOnes(workloads) {
-		fmt.Fprintf(&b, "  %-24s spread %3.0f%%", w.Name, 100*w.cell(native).Spread)
+		fmt.Fprintf(&b, "  %-24s spread %3.0f%%", w.Name, 100*w.lead().Spread)
 		if w.FirstSpread > 0 {
 			fmt.Fprintf(&b, ", at first %3.0f%%", 100*w.FirstSpread)
 		}

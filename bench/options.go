@@ -36,7 +36,7 @@ type options struct {
 
 func (o *options) register(f *pflag.FlagSet) {
 	f.StringVar(&o.fs, "fs", "ext4", "filesystem of the image: "+strings.Join(filesystems, ", "))
-	f.IntVar(&o.rounds, "rounds", 3, "how often each workload is run on each system; fewer than 3 make a trial")
+	f.IntVar(&o.rounds, "rounds", 5, "how often each workload is run on each system; fewer than 3 make a trial")
 	f.StringVar(&o.only, "only", "", "only the workloads whose name this regular expression matches")
 	f.StringSliceVar(&o.systems, "systems", nil, "only these systems, and native (default: "+strings.Join(systemNames(), ",")+")")
 	f.Float64Var(&o.scale, "scale", 1, "fraction of the sizes and times, for a quick trial")
@@ -45,8 +45,8 @@ func (o *options) register(f *pflag.FlagSet) {
 	f.StringVar(&o.croft, "croft", "bin/croft", "the croft binary")
 	f.StringVar(&o.loopback, "loopback", "bin/loopback", "go-fuse's example program")
 	f.DurationVar(&o.fioTime, "fio-time", 1200*time.Millisecond, "how long one fio run lasts")
-	f.Float64Var(&o.maxSpread, "max-spread", 0.25, "a workload is noisy if native's (max-min)/median is above this")
-	f.DurationVar(&o.againTime, "again-time", 2*time.Minute, "how long noisy workloads may be measured again, altogether")
+	f.Float64Var(&o.maxSpread, "max-spread", 0.25, "a workload is noisy if (max-min)/median of the first tier's ratios is above this")
+	f.DurationVar(&o.againTime, "again-time", 5*time.Minute, "how long noisy workloads may be measured again, altogether")
 	f.BoolVar(&o.directIO, "loop-direct-io", false, "the loop device goes around the page cache of the disk below it")
 }
 
@@ -95,6 +95,9 @@ func (o *options) complete() bool {
 
 // scaled is n times the scale, and at least least.
 func (o *options) scaled(n, least int) int { return max(least, int(float64(n)*o.scale)) }
+
+// fioSeconds is how long a fio run lasts.
+func (o *options) fioSeconds() float64 { return max(o.fioTime.Seconds()*o.scale, 0.2) }
 
 // outDir is where a run that ended with status is kept.
 func (o *options) outDir(status string) string {

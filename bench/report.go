@@ -23,7 +23,7 @@ import (
 var reportText string
 
 var reportTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
-	"figure": figure, "percent": percent, "mib": mib, "ratio": ratioText, "spread": spreadText, "class": class, "cell": func(w Workload, s string) Cell { return w.cell(s) },
+	"figure": figure, "percent": percent, "mib": mib, "ratio": ratioText, "micro": func(seconds float64) string { return figure(1e6 * seconds) }, "spread": spreadText, "class": class, "cell": func(w Workload, s string) Cell { return w.cell(s) },
 }).Parse(reportText))
 
 // groups are the tables and charts, in the order of the report.
@@ -204,7 +204,10 @@ func svg(p *plot.Plot, width, height vg.Length) (template.HTML, error) {
 // table is the report's tables in Markdown.
 func (r *Result) table() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Ratio to native, medians of %d: 1.00 is as fast, less is slower. ± is (max-min)/median of the samples.\n", r.Settings.Rounds)
+	fmt.Fprintf(&b, "Ratio to native in the same round, medians of %d: 1.00 is as fast, less is slower. ± is (max-min)/median, of the ratios;\n"+
+		"of native, of the samples.\n", r.Settings.Rounds)
+	fmt.Fprintf(&b, "Two processes wake each other through a pipe in %s µs ±%s: \"bound\" is native and that for each request waited for.\n",
+		figure(1e6*r.RoundTrip.Median), percent(r.RoundTrip.Spread))
 	fmt.Fprintf(&b, "Kernel %s, %s, %d CPUs, %s. This run is: %s.\n", r.Host.Kernel, r.Settings.FS, r.Host.CPUs, r.Date.Format("2006-01-02"), r.Status)
 	for _, g := range groups {
 		workloads := r.group(g.Name)
@@ -235,7 +238,7 @@ func (r *Result) table() string {
 					b.WriteString(" failed |")
 					continue
 				}
-				fmt.Fprintf(&b, " %s |", strings.TrimSpace(ratioText(c.Ratio)+" "+spreadText(c)))
+				fmt.Fprintf(&b, " %s |", strings.TrimSpace(ratioText(c.Ratio)+" "+spreadText(c)+boundText(c)))
 			}
 			b.WriteByte('\n')
 		}
@@ -294,6 +297,14 @@ func spreadText(c Cell) string {
 		return ""
 	}
 	return "±" + percent(c.Spread)
+}
+
+// boundText is empty where there is none.
+func boundText(c Cell) string {
+	if c.Bound == 0 {
+		return ""
+	}
+	return ", bound " + ratioText(c.Bound)
 }
 
 func mib(v int64) string { return fmt.Sprintf("%.1f", float64(v)/(1<<20)) }

@@ -13,7 +13,7 @@ import (
 
 // schema is the version of results.json. A field may be added to a version; none changes
 // its meaning.
-const schema = 1
+const schema = 2
 
 // What a run is.
 const (
@@ -33,6 +33,7 @@ type Result struct {
 	Host      Host       `json:"host"`
 	Settings  Settings   `json:"settings"`
 	Systems   []Shown    `json:"systems"`
+	RoundTrip RoundTrip  `json:"round_trip"`
 	Workloads []Workload `json:"workloads"`
 	Gate      []Figure   `json:"gate,omitempty"`
 	Memory    []Memory   `json:"memory"`
@@ -57,6 +58,14 @@ type Settings struct {
 	LoopDirectIO bool    `json:"loop_direct_io"`
 }
 
+// RoundTrip is how long two processes take to wake each other through a pipe, measured beside every batch: less than
+// that no request to a daemon takes on this machine. Seconds.
+type RoundTrip struct {
+	Samples []float64 `json:"samples"`
+	Median  float64   `json:"median"`
+	Spread  float64   `json:"spread"`
+}
+
 // Shown is a system as the report names it.
 type Shown struct {
 	Name  string `json:"name"`
@@ -72,20 +81,29 @@ type Workload struct {
 	Note        string  `json:"note,omitempty"`
 	Lower       bool    `json:"lower_is_better,omitempty"`
 	Noisy       bool    `json:"noisy,omitempty"`
-	FirstSpread float64 `json:"first_spread,omitempty"` // native's, if it was measured again
+	Serial      bool    `json:"serial,omitempty"`       // one client, which waits for each request
+	FirstSpread float64 `json:"first_spread,omitempty"` // if it was measured again
 	Cells       []Cell  `json:"systems"`
 }
 
-// Cell is one system under one workload. Ratio is to native, and greater is better
-// whatever the unit; 0 stands for not known.
+// Cell is one system under one workload. A ratio is to native, and greater is better whatever the unit; 0 stands for not
+// known.
 type Cell struct {
-	System   string    `json:"system"`
-	Samples  []float64 `json:"samples"`
-	Median   float64   `json:"median"`
-	Spread   float64   `json:"spread"`
-	Ratio    float64   `json:"ratio,omitempty"`
-	Requests *float64  `json:"requests,omitempty"` // that the daemon got for one sample, the median
-	Error    string    `json:"error,omitempty"`
+	System  string    `json:"system"`
+	Samples []float64 `json:"samples"` // one of each round
+	Median  float64   `json:"median"`
+	// Ratios are each round's, to native in the same round: what disturbs the machine for longer than a round disturbs
+	// both. Ratio is their median, and Spread theirs; native's is of the samples.
+	Ratios []float64 `json:"ratios,omitempty"`
+	Ratio  float64   `json:"ratio,omitempty"`
+	Spread float64   `json:"spread"`
+	// Requests are what the daemon got for one sample, the median. Waited are those of them that somebody waited for, for
+	// one sample in seconds, or for one operation where the sample is a rate.
+	Requests *float64 `json:"requests,omitempty"`
+	Waited   float64  `json:"waited,omitempty"`
+	// Bound is the ratio of a daemon that takes no time itself: native, and RoundTrip for each request waited for.
+	Bound float64 `json:"bound,omitempty"`
+	Error string  `json:"error,omitempty"`
 }
 
 // Memory is a daemon in one situation. Sizes are bytes.
@@ -145,14 +163,43 @@ func (r *Result) failures() int {
 
 // settle computes what follows from the samples.
 func (w *Workload) settle(maxSpread float64) {
+	base := w.cell(native)
 	for i := range w.Cells {
 		c := &w.Cells[i]
-		c.Median, c.Spread = median(c.Samples), spread(c.Samples)
+		c.Median, c.Spread, c.Ratios = median(c.Samples), spread(c.Samples), nil
+		if c.System == native || c.Error != "" {
+			continue
+		}
+		for round, sample := range c.Samples {
+			c.Ratios = append(c.Ratios, ratio(base.Samples[round], sample, w.Lower))
+		}
+		c.Ratio, c.Spread = median(c.Ratios), spread(c.Ratios)
 	}
-	base := w.cell(native)
-	w.Noisy = base.Spread > maxSpread
+	w.Noisy = w.lead().Spread > maxSpread
+}
+
+// lead is the system by whose spread a workload is noisy: the first one beside native.
+func (w *Workload) lead() Cell {
+	for _, c := range w.Cells {
+		if c.System != native {
+			return c
+		}
+	}
+	return w.cell(native)
+}
+
+// bound computes what a round trip of so many seconds leaves of native.
+func (w *Workload) bound(roundTrip float64) {
+	base := w.cell(native).Median
 	for i := range w.Cells {
-		w.Cells[i].Ratio = ratio(base.Median, w.Cells[i].Median, w.Lower)
+		c := &w.Cells[i]
+		switch {
+		case !w.Serial || c.Waited == 0 || base == 0:
+		case w.Lower:
+			c.Bound = base / (base + c.Waited*roundTrip)
+		default:
+			c.Bound = 1 / (1 + base*c.Waited*roundTrip)
+		}
 	}
 }
 

@@ -35,17 +35,24 @@ type system struct {
 	once        bool    // it is measured in the first round only, for want of time
 	lost        error   // why it cannot be measured any more
 	// requests is how many FUSE requests its daemon has had; nil if that cannot be known.
-	requests func(context.Context) (float64, error)
+	requests func(context.Context) (requests, error)
 }
 
-// requestsSoFar is 0 if it cannot be known.
-func (s *system) requestsSoFar(ctx context.Context) float64 {
+// requests is how many FUSE requests there were, and how many of them somebody waited for.
+type requests struct{ all, waited float64 }
+
+// unwaited are those that get no reply, or one that nobody waits for (the release of a file: fs/fuse/file.c,
+// fuse_file_put).
+var unwaited = []string{"FORGET", "BATCH_FORGET", "RELEASE", "RELEASEDIR", "INTERRUPT"}
+
+// requestsSoFar is zero if it cannot be known.
+func (s *system) requestsSoFar(ctx context.Context) requests {
 	if s.requests == nil || s.lost != nil {
-		return 0
+		return requests{}
 	}
 	n, err := s.requests(ctx)
 	if err != nil {
-		return 0
+		return requests{}
 	}
 	return n
 }
@@ -93,7 +100,7 @@ func croft(name, title, tier string, once bool, flags ...string) maker {
 			return nil, err
 		}
 		s.pool, s.once, s.dir = pool, once, filepath.Join(mnt, "bench")
-		s.requests = func(ctx context.Context) (float64, error) { return b.requests(ctx, pool) }
+		s.requests = func(ctx context.Context) (requests, error) { return b.requests(ctx, pool) }
 		return s, nil
 	}}
 }
@@ -157,16 +164,21 @@ func (b *bench) makePool(ctx context.Context, pool string, volumes ...[]string) 
 }
 
 // requests is how many FUSE requests the pool's daemon has had.
-func (b *bench) requests(ctx context.Context, pool string) (float64, error) {
+func (b *bench) requests(ctx context.Context, pool string) (requests, error) {
 	out, err := b.run.output(ctx, b.opts.croft, "requests", "--pool", pool, "-o", "json")
 	if err != nil {
-		return 0, err
+		return requests{}, err
 	}
 	var counts struct {
-		Total float64 `json:"total"`
+		Total    float64            `json:"total"`
+		Requests map[string]float64 `json:"requests"`
 	}
 	err = json.Unmarshal([]byte(out), &counts)
-	return counts.Total, err
+	n := requests{counts.Total, counts.Total}
+	for _, name := range unwaited {
+		n.waited -= counts.Requests[name]
+	}
+	return n, err
 }
 
 func (b *bench) mountPool(log, tier, pool, mnt string, flags ...string) (*system, error) {
