@@ -80,16 +80,24 @@ type writers struct {
 	late  uint64
 	// frozen tells that Quiesce holds them as well, and that nothing may let go.
 	frozen atomic.Bool // written under mu
+	// begun tells that of some inode it is not known that what was begun before it was held is over. ending is
+	// closed when that has been waited for, which is done since endingSince; nil when nobody does. See begun.go.
+	begun       atomic.Bool // written under mu
+	ending      chan struct{}
+	endingSince time.Time
 	// probed is the room when all were held last, to see what they do.
 	probed uint64
 	// below is gateBelow, or more where that was too little.
-	below uint64
+	below atomic.Uint64
 
 	count  atomic.Int64
 	brakes atomic.Int64
 
-	// next is when the sampler looks again; guarded by sampler.mu.
+	// next is when the sampler looks again, cost the processor time that it takes; guarded by sampler.mu.
 	next time.Time
+	cost time.Duration
+	// tempo is how often the sampler can look, in nanoseconds.
+	tempo atomic.Int64
 	// room is what the sampler has seen last.
 	room atomic.Uint64
 
@@ -104,7 +112,8 @@ type writers struct {
 
 func (ws *writers) init() {
 	ws.all, ws.faults = make(map[*writing]struct{}), make(map[int]int)
-	ws.below, ws.probed = gateBelow, 2*probeBelow
+	ws.probed = 2 * probeBelow
+	ws.below.Store(gateBelow)
 }
 
 // list returns the writings of the volume.
@@ -179,7 +188,7 @@ func (f *FS) addWriting(w *writing) error {
 	g.mu.Unlock()
 	ws.mu.Lock()
 	if len(ws.all) == 0 { // nobody has looked at it since the last was closed
-		ws.gated.Store(v.ledger.Free().Bytes < ws.below)
+		ws.gated.Store(v.ledger.Free().Bytes < ws.gateBelow())
 	}
 	var err error
 	if !w.marked {
@@ -192,6 +201,9 @@ func (f *FS) addWriting(w *writing) error {
 	if err == nil {
 		ws.all[w] = struct{}{}
 		w.settled = w.held.Load() && !w.marked
+		if w.held.Load() && w.marked {
+			ws.holdLocked(w)
+		}
 	}
 	ws.mu.Unlock()
 	if err != nil {
@@ -241,7 +253,7 @@ func (f *FS) decide(ev *gate.Event) gate.Verdict {
 		return gate.Later
 	}
 	defer n.unlock()
-	if !w.exact || w.settlesLocked(f, ev) {
+	if !w.exact || w.settlesLocked(f, ev) || v.cramped(ev.Len) {
 		go f.decideLater(w, ev)
 		return gate.Later
 	}
@@ -259,6 +271,9 @@ func (f *FS) decideLater(w *writing, ev *gate.Event) {
 	}()
 	f.gating.setLater(ev, w)
 	v := w.n.vol
+	if v.cramped(ev.Len) && f.gating.callers.CallOf(ev).Access != gate.Reads {
+		f.awaitBegun(v, ev.Len)
+	}
 	v.changing.RLock()
 	defer v.changing.RUnlock()
 	w.n.lock()
@@ -284,8 +299,8 @@ func (f *FS) gateVolume(v *volume) {
 	if ws.gated.Load() {
 		return
 	}
-	if ws.late > ws.below/2 {
-		ws.below = min(2*ws.below, maxBelow)
+	if below := ws.below.Load(); ws.late > below/2 {
+		ws.below.Store(min(2*below, maxBelow))
 	}
 	ws.gated.Store(true)
 	ws.since, ws.late = time.Now(), 0
@@ -296,6 +311,7 @@ func (f *FS) gateVolume(v *volume) {
 func (f *FS) holdAllLocked(ws *writers) {
 	for w := range ws.all {
 		if !w.held.Swap(true) {
+			ws.holdLocked(w)
 			if err := f.gating.gate.Hold(w.fd); err != nil {
 				f.log.Sugar().Errorw("gate", "volume", w.n.vol.id, "error", err)
 			}
@@ -510,13 +526,14 @@ func (f *FS) tighten(v *volume, u quota.Usage) {
 	}
 	free := v.ledger.Free().Bytes
 	left := free - min(free, u.Bytes)
-	if left >= ws.room.Load()/2 && left >= gateBelow {
+	below := ws.gateBelow()
+	if left >= ws.room.Load()/2 && left >= below {
 		return
 	}
-	if left < gateBelow {
+	if left < below {
 		f.gateVolume(v)
 	}
-	f.sampleVolume(v)
+	f.sampleVolume(v, func() {})
 	f.sampler.hurry(v)
 }
 

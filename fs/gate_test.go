@@ -25,6 +25,34 @@ func TestPeriod(t *testing.T) {
 	}
 }
 
+// TestTempo holds that the sampler has time for all volumes with little room, however many files are open in them.
+func TestTempo(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		costs := rapid.SliceOfN(rapid.Map(rapid.Int64Range(1_000, 100_000_000), func(ns int64) time.Duration { return time.Duration(ns) }), 1, 50).Draw(t, "costs")
+		near := crowd{volumes: len(costs)}
+		for _, cost := range costs {
+			near.cost += cost
+		}
+		var all, fair float64
+		for _, cost := range costs {
+			tempo := near.tempo(cost)
+			part := float64(cost) / float64(tempo)
+			if tempo < gatedPeriod {
+				t.Errorf("looked at after %v", tempo)
+			}
+			if all += part; tempo < slowPeriod {
+				fair += part
+			}
+		}
+		if fair > 1.0/samplerShare+1e-9 || all > 0.5+1.0/samplerShare {
+			t.Errorf("%.3f of a processor, %.3f for those that are looked at often", all, fair)
+		}
+	})
+	if got := (crowd{}).tempo(time.Millisecond); got != samplerShare*time.Millisecond {
+		t.Errorf("one volume with much room: %v", got)
+	}
+}
+
 func TestWriteSpeed(t *testing.T) {
 	for n, want := range map[int]uint64{1: 32 << 30, 32: 32 << 30, 33: 33 << 30, 128: 128 << 30, 256: 128 << 30} {
 		if got := writeSpeedOf(n); got != want {

@@ -213,7 +213,7 @@ func (l *Left) settle(held []*leftFile) {
 		n.set(stores|mappable|markWritten|markLeft, true)
 		ws.mu.Lock()
 		if len(ws.all) == 0 {
-			ws.gated.Store(v.ledger.Free().Bytes < ws.below)
+			ws.gated.Store(v.ledger.Free().Bytes < ws.gateBelow())
 		}
 		ws.all[w] = struct{}{}
 		ws.mu.Unlock()

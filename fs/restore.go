@@ -344,7 +344,7 @@ func (f *FS) restoreWritings() error {
 				mu.Unlock()
 			}
 		}
-		if ws := &v.writers; v.ledger.Free().Bytes < ws.below {
+		if ws := &v.writers; v.ledger.Free().Bytes < ws.gateBelow() {
 			f.gateVolume(v)
 		} else {
 			f.freeAll(v)

@@ -17,12 +17,20 @@ import (
 
 const (
 	maxPeriod = time.Second
-	// gatedPeriod is how often it looks at a gated volume, for what grows all the same.
+	// gatedPeriod is how often it looks at a gated volume at the most, for what grows all the same.
 	gatedPeriod = 2 * time.Millisecond
-	// closingPeriod is how soon it looks at files that nobody has open any more.
+	// closingPeriod is how often it looks at files that nobody has open any more.
 	closingPeriod = 20 * time.Millisecond
 	// minGated is how long a volume stays gated at least.
 	minGated = 20 * time.Millisecond
+
+	// nearRoom is the room below which a volume is looked at so often that it counts what that takes: all volumes with so
+	// little share a part of samplerShare of a processor. Each is looked at every slowPeriod all the same.
+	nearRoom     = 2 << 30
+	samplerShare = 8
+	slowPeriod   = 50 * time.Millisecond
+	// lookFiles is at how many files of a volume it looks before it sees to the others.
+	lookFiles = 256
 )
 
 // writeSpeed is how fast this machine writes at the most, in bytes a second. The sampler looks again before the
@@ -69,12 +77,16 @@ type sampler struct {
 	// wakeAt is when it wakes, in Unix nanoseconds.
 	wakeAt atomic.Int64
 
+	spent time.Duration // processor time for what it has looked at; its thread's own
+
 	mu      sync.Mutex
 	volumes map[*volume]struct{}
+	looking map[*volume]time.Time // begun and not ended, with what their next was set to
 }
 
 func (s *sampler) start(f *FS) error {
 	s.f, s.ended, s.volumes = f, make(chan struct{}), make(map[*volume]struct{})
+	s.looking = make(map[*volume]time.Time)
 	var err error
 	if s.event, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return fmt.Errorf("eventfd: %w", err)
@@ -95,13 +107,6 @@ func (s *sampler) wake() {
 	_, _ = unix.Write(s.event, binary.NativeEndian.AppendUint64(nil, 1))
 }
 
-// by makes sure that it looks within d.
-func (s *sampler) by(d time.Duration) {
-	if time.Now().Add(d).UnixNano() < s.wakeAt.Load() {
-		s.wake()
-	}
-}
-
 // add has it look at a volume from now on.
 func (s *sampler) add(v *volume) {
 	room := v.ledger.Free().Bytes
@@ -109,7 +114,9 @@ func (s *sampler) add(v *volume) {
 	s.mu.Lock()
 	s.volumes[v] = struct{}{}
 	s.mu.Unlock()
-	s.by(v.period(room))
+	if time.Now().Add(v.period(room)).UnixNano() < s.wakeAt.Load() {
+		s.wake()
+	}
 }
 
 // hurry has it look at a volume at once.
@@ -119,9 +126,6 @@ func (s *sampler) hurry(v *volume) {
 	s.mu.Unlock()
 	s.wake()
 }
-
-// closing tells that a file which may be mapped was closed.
-func (s *sampler) closing() { s.by(closingPeriod) }
 
 // period is until when a volume need not be looked at again.
 func (v *volume) period(room uint64) time.Duration {
@@ -134,7 +138,8 @@ func (s *sampler) run() {
 	// Where it may not, it is as prompt as the scheduler has it.
 	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0)
 	for !s.quit.Load() {
-		s.sleep(s.look())
+		s.look()
+		s.sleep(s.next())
 	}
 }
 
@@ -153,48 +158,132 @@ func (s *sampler) sleep(until time.Time) {
 	}
 }
 
-// look looks at the volumes whose time has come, and returns when the next's will.
-func (s *sampler) look() (next time.Time) {
+// look looks at the volumes whose time has come.
+func (s *sampler) look() {
+	for _, v := range s.due() {
+		if !s.begin(v) {
+			continue // seen to while it looked at another
+		}
+		began, before := threadTime(), s.spent
+		now := time.Now()
+		period := s.f.sampleVolume(v, s.look)
+		cost := threadTime() - began - (s.spent - before) // without the others that it saw to meanwhile
+		s.spent += cost
+		s.end(v, now.Add(period), cost)
+	}
+}
+
+// due lists the volumes whose time has come. It finds out how often each can be looked at.
+func (s *sampler) due() (due []*volume) {
 	now := time.Now()
-	next = now.Add(time.Hour)
 	s.mu.Lock()
-	due := make([]*volume, 0, len(s.volumes))
+	defer s.mu.Unlock()
+	var near crowd
 	for v := range s.volumes {
-		if v.writers.count.Load() == 0 {
-			v.writers.next = time.Time{}
+		ws := &v.writers
+		if ws.count.Load() == 0 {
+			ws.next, ws.cost = time.Time{}, 0
+			ws.tempo.Store(0)
 			delete(s.volumes, v)
 			continue
 		}
-		if !v.writers.next.After(now) {
+		if ws.gated.Load() || ws.room.Load() < nearRoom {
+			near.volumes++
+			near.cost += ws.cost
+		}
+	}
+	for v := range s.volumes {
+		ws := &v.writers
+		ws.tempo.Store(int64(near.tempo(ws.cost)))
+		if !ws.next.After(now) {
 			due = append(due, v)
-		} else if v.writers.next.Before(next) {
-			next = v.writers.next
 		}
 	}
 	if len(s.volumes) == 0 {
 		s.f.gating.callers.Close()
 	}
-	s.mu.Unlock()
-	for _, v := range due {
-		period := s.f.sampleVolume(v)
-		at := now.Add(period)
-		s.mu.Lock()
-		v.writers.next = at
-		s.mu.Unlock()
-		if at.Before(next) {
-			next = at
+	return due
+}
+
+// begin takes a volume to be looked at, if its time has come and nobody does already.
+func (s *sampler) begin(v *volume) bool {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, already := s.looking[v]; already || v.writers.next.After(now) {
+		return false
+	}
+	v.writers.next = now.Add(time.Hour)
+	s.looking[v] = v.writers.next
+	return true
+}
+
+// end has the volume that was looked at be looked at again then, unless somebody wants it sooner.
+func (s *sampler) end(v *volume, then time.Time, cost time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ws := &v.writers
+	if ws.next.Equal(s.looking[v]) || then.Before(ws.next) {
+		ws.next = then
+	}
+	delete(s.looking, v)
+	// What there was to look at once may be there again.
+	ws.cost = max(cost, ws.cost-ws.cost/8)
+}
+
+// next is when the next volume's time comes.
+func (s *sampler) next() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := time.Now().Add(time.Hour)
+	for v := range s.volumes {
+		if v.writers.next.Before(next) {
+			next = v.writers.next
 		}
 	}
 	return next
 }
 
+// crowd is what volumes with little room have in common: the sampler's time.
+type crowd struct {
+	volumes int
+	cost    time.Duration // of looking at each once
+}
+
+// tempo is after what time a volume may be looked at again that takes the sampler so long: such volumes get equal parts of its
+// share of a processor, and those that need more, 0.5 of a processor at the most.
+func (c crowd) tempo(cost time.Duration) time.Duration {
+	fair := samplerShare * time.Duration(max(c.volumes, 1)) * cost
+	return max(gatedPeriod, min(fair, max(slowPeriod, 2*cost, 2*c.cost)))
+}
+
+// threadTime is the processor time that the calling thread has had.
+func threadTime() time.Duration {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts)
+	return time.Duration(ts.Nano())
+}
+
+// gateBelow is how much room the volume has at least while it is not gated, in bytes: what is written until the sampler looks
+// again must fit into it.
+func (ws *writers) gateBelow() uint64 {
+	below := ws.below.Load()
+	if tempo := time.Duration(ws.tempo.Load()); tempo > gatedPeriod {
+		below = max(below, uint64(tempo.Seconds()*float64(writeSpeed)))
+	}
+	return below
+}
+
 // sampleVolume charges what the kernel has written by itself, and gates the
-// volume, or no longer. It returns until when that is good.
-func (f *FS) sampleVolume(v *volume) time.Duration {
+// volume, or no longer. It returns until when that is good. between is called now and then meanwhile.
+func (f *FS) sampleVolume(v *volume, between func()) time.Duration {
 	ws := &v.writers
 	var closing bool
 	var busy []*writing
-	for _, w := range ws.list() {
+	for i, w := range ws.list() {
+		if i%lookFiles == lookFiles-1 {
+			between()
+		}
 		n := w.n
 		if !n.tryLock() {
 			continue // somebody is about it, and changes it himself
@@ -218,8 +307,9 @@ func (f *FS) sampleVolume(v *volume) time.Duration {
 	room := v.ledger.Free().Bytes
 	ws.room.Store(room)
 	ws.mu.Lock()
-	since, below, probed := ws.since, ws.below, ws.probed
+	since, probed := ws.since, ws.probed
 	ws.mu.Unlock()
+	below := ws.gateBelow()
 	gated := ws.gated.Load()
 	period := v.period(room)
 	switch {
@@ -237,12 +327,13 @@ func (f *FS) sampleVolume(v *volume) time.Duration {
 		ws.probed = min(room, 2*probeBelow)
 		ws.mu.Unlock()
 	}
+	tempo := max(gatedPeriod, time.Duration(ws.tempo.Load()))
 	if gated {
-		period = gatedPeriod
+		period = tempo
 	}
 	f.tend(v, busy)
 	if closing {
-		period = min(period, closingPeriod)
+		period = min(period, max(closingPeriod, tempo))
 	}
 	return period
 }

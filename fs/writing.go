@@ -35,6 +35,8 @@ type writing struct {
 
 	// held is changed together with the inode's mark, under writers.mu.
 	held atomic.Bool
+	// holds counts how often it was held; ended is that count when all was over that had been begun before.
+	holds, ended atomic.Uint64
 
 	// What follows is guarded by node.mu.
 
@@ -124,11 +126,9 @@ func (f *FS) stopWritingLocked(h *file) {
 	if w.opens--; w.opens > 0 {
 		return
 	}
-	if w.stores {
-		f.sampler.closing()
-		return
+	if !w.stores {
+		f.endWritingLocked(w)
 	}
-	f.endWritingLocked(w)
 }
 
 // unmappedWritingLocked ends the writing of an inode that nobody has open and nobody maps.
@@ -463,7 +463,12 @@ func (f *FS) catchUpLocked(w *writing, ev *gate.Event) error {
 		w.exact = false // something has gone on without asking
 	}
 	if !w.exact {
-		return f.readWrittenLocked(w)
+		holds := w.holds.Load()
+		err := f.readWrittenLocked(w)
+		if err == nil && w.settled {
+			w.ended.Store(holds)
+		}
+		return err
 	}
 	if len(w.permits) == 0 { // else they say what the file has grown into
 		n.size = max(n.size, size) // within its last block
@@ -579,6 +584,13 @@ func (f *FS) grantLocked(w *writing, p *permit, ev *gate.Event) error {
 		if err := f.dropSpeculationLocked(n, w.fd, from); err != nil {
 			return fmt.Errorf("blocks beyond the end: %w", err)
 		}
+	}
+	var but *writing
+	if p.call.HasLock() {
+		but = w
+	}
+	if aside := n.vol.writers.aside(but); aside > 0 && n.vol.ledger.Free().Bytes < p.reserved()+aside {
+		return quota.ErrNoSpace
 	}
 	if err := f.reserve(n.vol, quota.Usage{Bytes: p.reserved()}); err != nil {
 		return err

@@ -17,8 +17,6 @@ const (
 	maxCopy = 32 << 20
 	// maxTries is how often a file is copied that changes meanwhile. Only stores into mappings go on for so long.
 	maxTries = 3
-	// barrierXattr is an attribute of a kind that no filesystem has.
-	barrierXattr = "croft.none"
 	// smallFile is the size in bytes up to which a file without holes is read and written by one call each.
 	smallFile = 64 << 10
 )
@@ -61,7 +59,7 @@ func (c *copier) fill(src, dst int, st *unix.Stat_t) error {
 		if st.Size == 0 && st.Blocks == 0 {
 			break
 		}
-		settle(src)
+		quota.AwaitWrite(src)
 		if err = unix.Fstat(src, st); err != nil {
 			break
 		}
@@ -97,10 +95,6 @@ func (c *copier) reflink(src, dst int, st *unix.Stat_t) (bool, error) {
 		return false, fmt.Errorf("reflink: %w", err)
 	}
 }
-
-// settle waits until no write(2) holds the inode's lock, which is taken to remove an attribute, before the filesystem
-// is asked for it (vfs_removexattr, fs/xattr.c). It has none of that kind, so that nothing is changed.
-func settle(fd int) { _ = unix.Fremovexattr(fd, barrierXattr) }
 
 // same tells whether no write has begun between two looks. Since Linux 6.13 ctime changes with each that
 // comes after a look (multigrain timestamps).

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/croftfs/croft/quota"
 )
 
 const (
@@ -114,7 +116,7 @@ func (c *copier) stage(d *dir, name string, st *unix.Stat_t) error {
 		if err := unix.SyncFileRange(src, 0, 0, flags); err != nil {
 			return fmt.Errorf("write back: %w", err)
 		}
-		settle(src)
+		quota.AwaitWrite(src)
 		if err := unix.Fstat(src, st); err != nil {
 			return err
 		}

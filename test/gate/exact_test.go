@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -157,6 +158,44 @@ func TestExactBusy(t *testing.T) {
 	if code := s.Wait(); code != 0 {
 		t.Errorf("the busy process ended with %d", code)
 	}
+}
+
+// TestExactCrowded is TestExact where looking at another volume takes long: thousands of its files are open for writing, and it has
+// so little room that it should be looked at all the time.
+func TestExactCrowded(t *testing.T) {
+	const files, limit, otherLimit = 8000, 512 * kit.Mi, 256 * kit.Mi
+	p := mount(t, "ext4", 4*kit.Gi)
+	other := p.Create("other", otherLimit)
+	opened := make([]*os.File, files)
+	closeAll := func() {
+		for _, f := range opened {
+			f.Close()
+		}
+	}
+	defer closeAll()
+	for i := range opened {
+		var err error
+		opened[i], err = os.Create(filepath.Join(other, fmt.Sprint(i)))
+		kit.OK(t, err)
+	}
+	kit.OK(t, unix.Fallocate(int(opened[0].Fd()), 0, 0, otherLimit-72*kit.Mi))
+	start, began := time.Now(), cpuTime(t, p)
+	time.Sleep(2 * time.Second)
+	share := (cpuTime(t, p) - began).Seconds() / time.Since(start).Seconds()
+	t.Logf("%d idle files: %.2f of a processor", files, share)
+	if share > 0.7 { // half of one, by the sampler's own count, and what comes on top
+		t.Errorf("looking at %d idle files takes %.2f of a processor", files, share)
+	}
+
+	before := heldTotal(t, p)
+	f := fillers()[0]
+	dir := p.Create("v", limit)
+	w := watch(p.Tree("v"))
+	f.fill(t, dir)
+	w.end(t, limit)
+	wasGated(t, p, "v", before)
+	closeAll()
+	full(t, p, "v", limit, writers*longest)
 }
 
 // TestExactHuge holds that what one system call writes does not pass the limit.

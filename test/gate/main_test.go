@@ -26,7 +26,7 @@ import (
 const block = quota.MinBlock
 
 func TestMain(m *testing.M) {
-	kit.Main(m, map[string]kit.Helper{"spin": spin, "hammer": hammer, "store": store, "insist": insist})
+	kit.Main(m, map[string]kit.Helper{"spin": spin, "hammer": hammer, "store": store, "insist": insist, "slow": slow})
 }
 
 // spin keeps a processor busy until its standard input ends, or for a minute.
@@ -53,7 +53,19 @@ func mount(t *testing.T, fstype string, size int64) *kit.Pool {
 }
 
 // heldTotal is how many system calls the gate has held so far.
-func heldTotal(t *testing.T, p *kit.Pool) (n uint64) {
+func heldTotal(t *testing.T, p *kit.Pool) uint64 {
+	t.Helper()
+	return uint64(measured(t, p, "croft_held_calls_total{"))
+}
+
+// cpuTime is the processor time that the daemon has had so far.
+func cpuTime(t *testing.T, p *kit.Pool) time.Duration {
+	t.Helper()
+	return time.Duration(measured(t, p, "process_cpu_seconds_total ") * float64(time.Second))
+}
+
+// measured is the first of the daemon's metrics whose line begins so.
+func measured(t *testing.T, p *kit.Pool, prefix string) float64 {
 	t.Helper()
 	client := p.Control()
 	defer client.CloseIdleConnections()
@@ -62,15 +74,15 @@ func heldTotal(t *testing.T, p *kit.Pool) (n uint64) {
 	body, err := io.ReadAll(r.Body)
 	kit.OK(t, errors.Join(err, r.Body.Close()))
 	for line := range strings.Lines(string(body)) {
-		if !strings.HasPrefix(line, "croft_held_calls_total{") {
+		if !strings.HasPrefix(line, prefix) {
 			continue
 		}
 		fields := strings.Fields(line)
 		f, err := strconv.ParseFloat(fields[len(fields)-1], 64)
 		kit.OK(t, err)
-		return uint64(f)
+		return f
 	}
-	t.Fatalf("no count of what was held:\n%s", body)
+	t.Fatalf("no metric %s:\n%s", prefix, body)
 	return 0
 }
 
