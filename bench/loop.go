@@ -301,6 +301,9 @@ func (l loop) append() (r loopResult, err error) {
 	return r, errors.Join(unix.Close(fd), os.Remove(l.path))
 }
 
+// restedTrips are made with a millisecond before each, in which the processors may go to sleep.
+const restedTrips = 50
+
 // pipe sends a byte to another process and waits for its answer, again and again.
 func (l loop) pipe() (r loopResult, err error) {
 	self, err := os.Executable()
@@ -340,6 +343,14 @@ func (l loop) pipe() (r loopResult, err error) {
 		err = trip()
 		r.Operations++
 	}
+	var rested []float64
+	for range restedTrips {
+		time.Sleep(time.Millisecond)
+		start := time.Now()
+		err = errors.Join(err, trip())
+		rested = append(rested, time.Since(start).Seconds())
+	}
+	r.Values = map[string]float64{"rested": median(rested)}
 	return r, errors.Join(err, out.Close(), other.Wait(), in.Close())
 }
 

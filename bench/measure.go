@@ -282,7 +282,8 @@ func (b *bench) roundTrip(ctx context.Context) error {
 	var r loopResult
 	err := b.loop(ctx, b.systems[0], loop{op: "pipe", path: b.dir, atLeast: 50 * time.Millisecond}, &r)
 	if err == nil {
-		b.result.RoundTrip.Samples = append(b.result.RoundTrip.Samples, 1/r.rate())
+		t := &b.result.RoundTrip
+		t.Samples, t.Rested = append(t.Samples, 1/r.rate()), append(t.Rested, r.Values["rested"])
 	}
 	return err
 }
@@ -307,9 +308,10 @@ func (b *bench) attempt(ctx context.Context, s *system, do func(context.Context)
 func (b *bench) finish() error {
 	r := b.result
 	r.Seconds = time.Since(r.Date).Round(time.Second).Seconds()
-	r.RoundTrip.Median, r.RoundTrip.Spread = median(r.RoundTrip.Samples), spread(r.RoundTrip.Samples)
+	t := &r.RoundTrip
+	t.Median, t.Spread, t.RestedMedian, t.RestedSpread = median(t.Samples), spread(t.Samples), median(t.Rested), spread(t.Rested)
 	for i := range r.Workloads {
-		r.Workloads[i].bound(r.RoundTrip.Median)
+		r.Workloads[i].bound(t.Median)
 	}
 	failures := r.failures()
 	switch {

@@ -206,8 +206,9 @@ func (r *Result) table() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Ratio to native in the same round, medians of %d: 1.00 is as fast, less is slower. ± is (max-min)/median, of the ratios;\n"+
 		"of native, of the samples.\n", r.Settings.Rounds)
-	fmt.Fprintf(&b, "Two processes wake each other through a pipe in %s µs ±%s: \"bound\" is native and that for each request waited for.\n",
-		figure(1e6*r.RoundTrip.Median), percent(r.RoundTrip.Spread))
+	t := r.RoundTrip
+	fmt.Fprintf(&b, "Two processes wake each other through a pipe in %s µs ±%s: \"bound\" is native and that for each request waited for. After a\n"+
+		"millisecond of rest they take %s µs ±%s.\n", figure(1e6*t.Median), percent(t.Spread), figure(1e6*t.RestedMedian), percent(t.RestedSpread))
 	fmt.Fprintf(&b, "Kernel %s, %s, %d CPUs, %s. This run is: %s.\n", r.Host.Kernel, r.Settings.FS, r.Host.CPUs, r.Date.Format("2006-01-02"), r.Status)
 	for _, g := range groups {
 		workloads := r.group(g.Name)

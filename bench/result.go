@@ -59,11 +59,15 @@ type Settings struct {
 }
 
 // RoundTrip is how long two processes take to wake each other through a pipe, measured beside every batch: less than
-// that no request to a daemon takes on this machine. Seconds.
+// that no request to a daemon takes on this machine. Rested is the same after a millisecond in which the processors may sleep, as
+// they do while a disk writes. Seconds.
 type RoundTrip struct {
-	Samples []float64 `json:"samples"`
-	Median  float64   `json:"median"`
-	Spread  float64   `json:"spread"`
+	Samples      []float64 `json:"samples"`
+	Median       float64   `json:"median"`
+	Spread       float64   `json:"spread"`
+	Rested       []float64 `json:"rested"`
+	RestedMedian float64   `json:"rested_median"`
+	RestedSpread float64   `json:"rested_spread"`
 }
 
 // Shown is a system as the report names it.
