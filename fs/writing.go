@@ -196,18 +196,7 @@ func (f *FS) readWrittenLocked(w *writing) error {
 		w.exact = true
 		return nil
 	}
-	// What a permit has been used for is in the charge then. What is used while this
-	// looks counts twice.
-	var used uint64
-	for _, p := range w.permits {
-		left, err := f.leftLocked(w, p.ranges, uint64(st.Size))
-		if err != nil {
-			return err
-		}
-		used += total(p.ranges) - total(left)
-		p.ranges = left
-	}
-	charge, err := f.readChargeLocked(w, &st)
+	used, charge, err := f.readPermitsLocked(w, &st)
 	if err != nil {
 		n.charged, n.dense = false, false
 		n.setUnsureLocked(true)
@@ -221,6 +210,55 @@ func (f *FS) readWrittenLocked(w *writing) error {
 	w.noteLocked(f, &st)
 	w.exact = true
 	return nil
+}
+
+// maxReads is how often a charge is read at the most because permits were used meanwhile. No new call is allowed until then, so
+// that it is soon over.
+const maxReads = 16
+
+// readPermitsLocked reads what is to be charged, and takes from the permits what of that they have been used for, in bytes. What
+// is used between the two looks would count twice, so they are repeated until nothing was.
+func (f *FS) readPermitsLocked(w *writing, st *unix.Stat_t) (used, charge uint64, err error) {
+	lefts, before, err := f.leftOfPermitsLocked(w)
+	for read := 1; err == nil; read++ {
+		if charge, err = f.readChargeLocked(w, st); err != nil || len(w.permits) == 0 || read == maxReads {
+			break
+		}
+		again, after, lookErr := f.leftOfPermitsLocked(w)
+		if lookErr != nil || after == before {
+			err = lookErr
+			break
+		}
+		lefts, before = again, after
+		if err = unix.Fstat(w.fd, st); err != nil {
+			break
+		}
+	}
+	for i, left := range lefts {
+		p := w.permits[i]
+		used += total(p.ranges) - total(left)
+		p.ranges = left
+	}
+	return used, charge, err
+}
+
+// leftOfPermitsLocked returns what is left of each permit, and of all in bytes.
+func (f *FS) leftOfPermitsLocked(w *writing) (lefts [][]quota.Range, bytes uint64, err error) {
+	if len(w.permits) == 0 {
+		return nil, 0, nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(w.fd, &st); err != nil {
+		return nil, 0, err
+	}
+	for _, p := range w.permits {
+		left, err := f.leftLocked(w, p.ranges, uint64(st.Size))
+		if err != nil {
+			return nil, 0, err
+		}
+		lefts, bytes = append(lefts, left), bytes+total(left)
+	}
+	return lefts, bytes, nil
 }
 
 // findLocked charges bytes that were written without asking, or may have been.

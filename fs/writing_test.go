@@ -2,9 +2,12 @@ package fs
 
 import (
 	"bytes"
+	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -62,6 +65,46 @@ func TestFoldOfCallThatEnds(t *testing.T) {
 	ledger := w.n.vol.ledger
 	if used := ledger.Used().Bytes; err != nil || used != 1<<20+permitted || ledger.Reserved().Bytes != 0 || len(w.permits) != 0 {
 		t.Errorf("%d bytes are charged, %d reserved, by %d permits: %v", used, ledger.Reserved().Bytes, len(w.permits), err)
+	}
+}
+
+// TestReadWhileUsed holds that a block for which a permit is used while the charge is read counts once.
+func TestReadWhileUsed(t *testing.T) {
+	const size = 8 << 20
+	f, w, p := testWriting(t)
+	n, ledger := w.n, w.n.vol.ledger
+	holes, err := unix.Open(procPath(w.fd), unix.O_RDWR|unix.O_CLOEXEC, 0) // without O_APPEND
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(holes)
+	if err := unix.Ftruncate(holes, size); err != nil {
+		t.Fatal(err)
+	}
+	ledger.Settle(quota.Usage{Bytes: permitted}, quota.Delta{})
+	if err := ledger.Reserve(quota.Usage{Bytes: size - 1<<20}); err != nil {
+		t.Fatal(err)
+	}
+	p.ranges = []quota.Range{{From: 1 << 20, To: size}}
+	n.size, n.dense = size, false
+	// As many as may be under way while no further call is allowed.
+	for blocks := range slices.Chunk(rand.New(rand.NewPCG(1, 2)).Perm((size-1<<20)/quota.MinBlock), maxReads/2) {
+		written := make(chan error)
+		go func() {
+			var err error
+			for _, i := range blocks {
+				_, writeErr := unix.Pwrite(holes, make([]byte, quota.MinBlock), 1<<20+int64(i)*quota.MinBlock)
+				err = errors.Join(err, writeErr)
+			}
+			written <- err
+		}()
+		err := f.readWrittenLocked(w)
+		if charge, reserved := n.charge(), w.reserved(); err != nil || charge+reserved != size || ledger.Used().Bytes != charge || ledger.Reserved().Bytes != reserved {
+			t.Errorf("%d bytes are charged, %d reserved, of %d; by the ledger %d and %d: %v", charge, reserved, size, ledger.Used().Bytes, ledger.Reserved().Bytes, err)
+		}
+		if err := <-written; err != nil || t.Failed() {
+			t.Fatal(err)
+		}
 	}
 }
 
