@@ -15,8 +15,8 @@ import (
 // maxBegun is how long a held call waits for that. Then it gets what they all leave.
 const maxBegun = time.Second
 
-// holdLocked notes that the inode is held from now on; writers.mu is held.
-func (ws *writers) holdLocked(w *writing) {
+// noteHeldLocked notes that the inode is held from now on; writers.mu is held.
+func (ws *writers) noteHeldLocked(w *writing) {
 	w.holds.Add(1)
 	ws.begun.Store(true)
 }
@@ -45,11 +45,8 @@ func (ws *writers) aside(but *writing) (bytes uint64) {
 	return bytes
 }
 
-// awaitBegun waits until what was begun before is over, where a call of so many bytes could want the room. No lock is held.
-func (f *FS) awaitBegun(v *volume, length uint64) {
-	if !v.cramped(length) {
-		return
-	}
+// awaitBegun waits until what was begun before is over, maxBegun at the most. No lock is held.
+func (f *FS) awaitBegun(v *volume) {
 	ws := &v.writers
 	ws.mu.Lock()
 	if ws.ending == nil {

@@ -43,7 +43,7 @@
 // to the charge of a native inode what it may have grown by, often enough that
 // the volume is gated before its room is used up. Each call on a held inode
 // reserves its permit first, or is refused; the charge is exact then. See
-// open_mode.go for who is passed, gate.go for volumes, writing.go for inodes,
+// open_mode.go for who is passed, gate.go for volumes, writing.go for inodes, permit.go and begun.go for calls,
 // sampler.go for the sampler's thread, and quota/gate for what holds a call.
 //
 // # Locks

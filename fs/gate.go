@@ -202,7 +202,7 @@ func (f *FS) addWriting(w *writing) error {
 		ws.all[w] = struct{}{}
 		w.settled = w.held.Load() && !w.marked
 		if w.held.Load() && w.marked {
-			ws.holdLocked(w)
+			ws.noteHeldLocked(w)
 		}
 	}
 	ws.mu.Unlock()
@@ -272,7 +272,7 @@ func (f *FS) decideLater(w *writing, ev *gate.Event) {
 	f.gating.setLater(ev, w)
 	v := w.n.vol
 	if v.cramped(ev.Len) && f.gating.callers.CallOf(ev).Access != gate.Reads {
-		f.awaitBegun(v, ev.Len)
+		f.awaitBegun(v)
 	}
 	v.changing.RLock()
 	defer v.changing.RUnlock()
@@ -311,7 +311,7 @@ func (f *FS) gateVolume(v *volume) {
 func (f *FS) holdAllLocked(ws *writers) {
 	for w := range ws.all {
 		if !w.held.Swap(true) {
-			ws.holdLocked(w)
+			ws.noteHeldLocked(w)
 			if err := f.gating.gate.Hold(w.fd); err != nil {
 				f.log.Sugar().Errorw("gate", "volume", w.n.vol.id, "error", err)
 			}

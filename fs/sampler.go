@@ -25,7 +25,7 @@ const (
 	minGated = 20 * time.Millisecond
 
 	// nearRoom is the room below which a volume is looked at so often that it counts what that takes: all volumes with so
-	// little share a part of samplerShare of a processor. Each is looked at every slowPeriod all the same.
+	// little share 1/samplerShare of a processor. Each is looked at every slowPeriod all the same, where that is possible.
 	nearRoom     = 2 << 30
 	samplerShare = 8
 	slowPeriod   = 50 * time.Millisecond
