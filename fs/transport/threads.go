@@ -57,7 +57,7 @@ type crew struct {
 
 	working  atomic.Int32  // threads that handle a request
 	paused   atomic.Bool   // nobody begins another
-	requests atomic.Uint64 // that were read
+	alone    atomic.Uint64 // requests that were taken with nobody left to take the next
 	watching atomic.Bool
 	mu       sync.Mutex // guards members
 	members  map[*thread]struct{}
@@ -194,10 +194,6 @@ func (t *thread) serveTimed(n int, last bool) {
 	c, w := t.c, &t.c.crew
 	began := w.now()
 	t.since.Store(began)
-	w.requests.Add(1)
-	if !w.watching.Load() && w.watching.CompareAndSwap(false, true) {
-		go c.watch()
-	}
 	slow := slowOpcode(requestOpcode(t.in))
 	if slow {
 		t.isSlow.Store(true)
@@ -205,6 +201,12 @@ func (t *thread) serveTimed(n int, last bool) {
 	}
 	if slow || last {
 		c.relieve()
+	}
+	if last && w.idle.Load() == 0 {
+		w.alone.Add(1)
+		if !w.watching.Load() && w.watching.CompareAndSwap(false, true) {
+			go c.watch()
+		}
 	}
 	doubt := w.slowShare.Load() > 0
 	var waits int64
@@ -249,17 +251,15 @@ func (w *crew) weigh(slow bool) {
 	}
 }
 
-// watch looks for handlers that have run for long, until no more requests come.
+// watch looks for handlers that have run for long, as long as there are requests that
+// leave nobody to take the next. While somebody is idle it is not needed, and it wakes a processor.
 func (c *Conn) watch() {
 	w := &c.crew
-	seen, quiet := w.requests.Load(), time.Duration(0)
+	seen, quiet := w.alone.Load(), time.Duration(0)
 	for !c.dead.Load() {
 		time.Sleep(stuckAfter)
-		if c.findSlow() {
-			quiet = 0
-			continue
-		}
-		if n := w.requests.Load(); n != seen {
+		busy := w.idle.Load() == 0 && c.findSlow()
+		if n := w.alone.Load(); busy || n != seen {
 			seen, quiet = n, 0
 		} else if quiet += stuckAfter; quiet >= quietAfter {
 			break
@@ -267,7 +267,7 @@ func (c *Conn) watch() {
 	}
 	w.watching.Store(false)
 	// One that was read meanwhile may not have seen that.
-	if w.requests.Load() != seen && w.watching.CompareAndSwap(false, true) {
+	if w.alone.Load() != seen && w.watching.CompareAndSwap(false, true) {
 		go c.watch()
 	}
 }

@@ -131,15 +131,6 @@ func TestAllocations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	request := func(op uint32, body []byte) int {
-		in := th.in[:inHeaderSize]
-		clear(in)
-		binary.NativeEndian.PutUint32(in, uint32(inHeaderSize+len(body)))
-		binary.NativeEndian.PutUint32(in[4:], op)
-		binary.NativeEndian.PutUint64(in[8:], 2)
-		binary.NativeEndian.PutUint64(in[16:], fuse.FUSE_ROOT_ID)
-		return inHeaderSize + copy(th.in[inHeaderSize:], body)
-	}
 	const getattr, lookup, allowed = 3, 1, 2
 	for name, test := range map[string]struct {
 		op      uint32
@@ -149,12 +140,45 @@ func TestAllocations(t *testing.T) {
 		"GETATTR": {getattr, make([]byte, 16), allowed},
 		"LOOKUP":  {lookup, []byte(fileName + "\x00"), allowed + 2},
 	} {
-		n := request(test.op, test.body)
+		n := th.receive(test.op, test.body)
 		if reply := th.handle(n); replyStatus(reply) != 0 {
 			t.Fatalf("%s answers %d", name, replyStatus(reply))
 		}
 		if got := testing.AllocsPerRun(1000, func() { th.handle(n) }); got > test.allowed {
 			t.Errorf("%s allocates %v times, want %v", name, got, test.allowed)
+		}
+	}
+}
+
+// receive makes a request for the root as if it had been read, and returns its length.
+func (t *thread) receive(op uint32, body []byte) int {
+	in := t.in[:inHeaderSize]
+	clear(in)
+	binary.NativeEndian.PutUint32(in, uint32(inHeaderSize+len(body)))
+	binary.NativeEndian.PutUint32(in[4:], op)
+	binary.NativeEndian.PutUint64(in[8:], 2)
+	binary.NativeEndian.PutUint64(in[16:], fuse.FUSE_ROOT_ID)
+	return inHeaderSize + copy(t.in[inHeaderSize:], body)
+}
+
+// TestWatchOnlyIfNobodyIsIdle: watch wakes a processor each millisecond.
+func TestWatchOnlyIfNobodyIsIdle(t *testing.T) {
+	c := idleConn(t, 2)
+	c.protocol.HandleRequest([][]byte{initRequest()}, [][]byte{make([]byte, 4096)})
+	th, err := newThread(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		last  bool
+		idle  int32 // once one was started for it
+		watch uint64
+	}{{false, 1, 0}, {true, 1, 0}, {true, 0, 1}} {
+		c.crew.alone.Store(0)
+		c.crew.idle.Store(test.idle)
+		th.serveTimed(th.receive(3, make([]byte, 16)), test.last) // GETATTR
+		if got := c.crew.alone.Load(); got != test.watch {
+			t.Errorf("%+v: %d reasons to watch", test, got)
 		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -237,7 +236,7 @@ func (a *App) runMount(cmd *cobra.Command, o *mountOptions, args []string) (err 
 		d.tier = croftfs.Tier(o.tier.word)
 	}
 	raiseLimits(d.log)
-	a.spareProcs()
+	a.tuneRuntime()
 	err = d.run(cmd.Context(), places)
 	if err != nil && d.supervised && !errors.Is(err, errHandedOver) && !d.began {
 		ready(err)
@@ -364,17 +363,6 @@ func resolveLogFile(path string, places []place) (string, error) {
 		}
 	}
 	return abs, nil
-}
-
-// spareProcs gives the scheduler more processors than there are. A serving thread
-// is in system calls nearly always. As long as another processor is idle, the
-// runtime leaves it its own meanwhile (retake in runtime/proc.go), and it need
-// not fight for one with each reply.
-func (a *App) spareProcs() {
-	const each, least = 4, 8
-	if a.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(max(each*runtime.NumCPU(), least))
-	}
 }
 
 // raiseLimits lifts the limit of file sizes, and lets the process open as many files as the kernel allows a process, or, where
