@@ -83,20 +83,19 @@ func (n *node) attrTimeout() time.Duration {
 // noGroup is a group that nobody is in.
 const noGroup = 1<<32 - 2
 
-// rootStat makes up the attributes of the directory that lists the volumes.
+// rootStat makes up the attributes of the directory that lists the volumes; its times are changedVolumes'.
 // Everybody may walk through it and list it. A mode with bits for the group
 // would have the kernel ask for its ACL at each step of a path: it has made the
 // inode before it learned that there are ACLs, and does not cache one for it
 // (fuse_init_inode in fs/fuse/inode.c, acl_permission_check in fs/namei.c).
 func (f *FS) rootStat() unix.Stat_t {
-	var st unix.Stat_t
-	_ = unix.Fstat(int(f.pool.Fd()), &st)
+	changed := unix.NsecToTimespec(f.changed.Load())
 	f.mu.RLock()
 	volumes := len(f.volumes)
 	f.mu.RUnlock()
 	return unix.Stat_t{
 		Ino: rootIno, Mode: unix.S_IFDIR | 0o705, Gid: noGroup, Nlink: uint64(2 + volumes), Blksize: 4096,
-		Atim: st.Mtim, Mtim: st.Mtim, Ctim: st.Ctim,
+		Atim: changed, Mtim: changed, Ctim: changed,
 	}
 }
 
@@ -105,7 +104,6 @@ func (f *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) f
 	if in.NodeId == rootIno {
 		st := f.rootStat()
 		fillAttr(&out.Attr, &st)
-		// Volumes come and go without the kernel's knowing.
 		out.SetTimeout(time.Second)
 		return fuse.OK
 	}
@@ -198,6 +196,9 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 		}
 	}
 	err := f.withFD(n, func(fd int) error { return f.setAttr(fd, n, in) })
+	if isGone(err) && n.setGoneAttr(in) {
+		err = nil
+	}
 	if err != nil {
 		return toStatus(err)
 	}
@@ -247,6 +248,40 @@ func (f *FS) setAttr(fd int, n *node, in *fuse.SetAttrIn) error {
 		return unix.UtimesNanoAt(fd, "", times, unix.AT_EMPTY_PATH)
 	}
 	return nil
+}
+
+// setGoneAttr is setAttr for a directory that was removed while somebody has it open; false
+// for all else. The next daemon does not know of it.
+func (n *node) setGoneAttr(in *fuse.SetAttrIn) bool {
+	n.lock()
+	defer n.unlock()
+	if !n.isDir() || n.gone == nil {
+		return false
+	}
+	st, now := *n.gone, unix.NsecToTimespec(time.Now().UnixNano())
+	st.Ctim = now
+	if uid, ok := in.GetUID(); ok {
+		st.Uid = uid
+	}
+	if gid, ok := in.GetGID(); ok {
+		st.Gid = gid
+	}
+	if mode, ok := in.GetMode(); ok {
+		st.Mode = unix.S_IFDIR | mode&0o7777
+	}
+	set := func(to *unix.Timespec, t unix.Timespec) {
+		switch t.Nsec {
+		case unix.UTIME_OMIT:
+		case unix.UTIME_NOW:
+			*to = now
+		default:
+			*to = t
+		}
+	}
+	set(&st.Atim, timespec(in.Valid, fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, in.Atime, in.Atimensec))
+	set(&st.Mtim, timespec(in.Valid, fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, in.Mtime, in.Mtimensec))
+	n.gone = &st
+	return true
 }
 
 func timespec(valid, set, now uint32, sec uint64, nsec uint32) unix.Timespec {

@@ -118,7 +118,7 @@ func checkName(name string) error {
 	return nil
 }
 
-// dirCache keeps descriptors (O_PATH) of directories that were used lately.
+// dirCache keeps descriptors of directories that were used lately.
 type dirCache struct {
 	mu   sync.Mutex
 	max  int
@@ -129,9 +129,10 @@ type dirCache struct {
 // dirFD is a cached descriptor; it is closed when nobody uses it any more and
 // it has left the cache.
 type dirFD struct {
-	node *node
-	fd   int
-	refs int // guarded by dirCache.mu; the cache itself holds one
+	node   *node
+	fd     int // for reading
+	refs   int // guarded by dirCache.mu; the cache itself holds one
+	stream dirStream
 }
 
 func (c *dirCache) init(limit int) {
@@ -158,7 +159,7 @@ func (f *FS) dir(n *node) (*dirFD, error) {
 		return d, nil
 	}
 	c.mu.Unlock()
-	fd, err := f.openNode(n, unix.O_PATH|unix.O_DIRECTORY)
+	fd, err := f.openNode(n, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, err
 	}

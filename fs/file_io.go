@@ -273,22 +273,37 @@ func (f *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse
 func (f *FS) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.OK }
 
 // Fsync serves fsync(2) and fdatasync(2).
-func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status { return f.fsync(in) }
-
-// FsyncDir serves fsync(2) of a directory.
-func (f *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status { return f.fsync(in) }
-
-func (f *FS) fsync(in *fuse.FsyncIn) fuse.Status {
+func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	h, err := f.useHandle(in.Fh)
 	if err != nil {
 		return toStatus(err)
 	}
 	defer h.done()
+	return toStatus(fsync(h.fd, in))
+}
+
+// FsyncDir serves fsync(2) of a directory.
+func (f *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	if in.NodeId == rootIno {
+		return toStatus(fsync(int(f.pool.Fd()), in))
+	}
+	n := f.nodes.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	err := f.withFD(n, func(fd int) error { return fsync(fd, in) })
+	if isGone(err) && n.has(nameless) {
+		return fuse.OK // it was removed while it was open: nothing of it is on the disk
+	}
+	return toStatus(err)
+}
+
+func fsync(fd int, in *fuse.FsyncIn) error {
 	const dataOnly = 1 // FUSE_FSYNC_FDATASYNC
 	if in.FsyncFlags&dataOnly != 0 {
-		return toStatus(unix.Fdatasync(h.fd))
+		return unix.Fdatasync(fd)
 	}
-	return toStatus(unix.Fsync(h.fd))
+	return unix.Fsync(fd)
 }
 
 // Ioctl knows none: a request that would reach the backing file (flags,

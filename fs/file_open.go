@@ -7,8 +7,6 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
-
-	"github.com/croftfs/croft/quota"
 )
 
 // openFlags are the caller's flags that the backing descriptor gets: how to
@@ -149,9 +147,6 @@ func orphanName(ino uint64) string { return strconv.FormatUint(ino, 16) }
 // Release serves the last close of an open file.
 func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) { f.release(in.Fh) }
 
-// ReleaseDir serves the last close of an open directory.
-func (f *FS) ReleaseDir(in *fuse.ReleaseIn) { f.release(in.Fh) }
-
 func (f *FS) release(fh uint64) {
 	h := f.handles.take(fh)
 	if h == nil {
@@ -159,10 +154,6 @@ func (f *FS) release(fh uint64) {
 	}
 	n := h.node
 	defer f.handles.forget(h)
-	if n.vol == nil { // the directory of volumes
-		h.close()
-		return
-	}
 	defer n.vol.openings.Add(-1)
 	defer f.nodes.drop(n)
 	h.close()
@@ -187,14 +178,15 @@ func (f *FS) release(fh uint64) {
 	if f.closedLocked(n); n.opens > 0 || err != nil {
 		return // opened again; or the volume was removed, its trees go as a whole
 	}
-	if n.grave >= 0 {
+	switch {
+	case n.grave >= 0:
 		if !f.nodes.knows(n) {
 			f.emptyGraveLocked(n)
 		}
-		return
-	}
-	if err := f.reapLocked(n); err != nil {
-		f.log.Sugar().Errorw("reap orphan", "volume", n.vol.id, "orphan", n.orphan, "error", err)
+	case n.orphan != "": // else it was given a name meanwhile
+		if err := f.removeOrphanLocked(n); err != nil {
+			f.log.Sugar().Errorw("reap orphan", "volume", n.vol.id, "orphan", n.orphan, "error", err)
+		}
 	}
 }
 
@@ -203,27 +195,11 @@ func (f *FS) release(fh uint64) {
 func (f *FS) lastOfNameless(n *node) bool {
 	n.lock()
 	defer n.unlock()
-	if n.opens == 1 && (n.orphan != "" || n.grave >= 0 || n.held != (quota.Usage{})) {
+	if n.opens == 1 && (n.orphan != "" || n.grave >= 0) {
 		return true
 	}
 	f.closedLocked(n)
 	return false
-}
-
-// reapLocked frees what the last close of a nameless inode frees, then credits it.
-func (f *FS) reapLocked(n *node) error {
-	if n.orphan != "" {
-		return f.removeOrphanLocked(n)
-	}
-	f.freeHeldLocked(n)
-	return nil
-}
-
-func (f *FS) freeHeldLocked(n *node) {
-	held := n.held
-	n.held = quota.Usage{}
-	n.vol.float(held, -1)
-	f.creditAllLocked(n, held)
 }
 
 // removeOrphanLocked frees an orphan that nobody has open any more, and credits

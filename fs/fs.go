@@ -95,6 +95,8 @@ type FS struct {
 	// mu guards volumes.
 	mu      sync.RWMutex
 	volumes map[string]*volume
+	// changed is when there was a change of which volumes there are, in nanoseconds since 1970; see changedVolumes.
+	changed atomic.Int64
 }
 
 // New returns an FS without volumes.
@@ -142,6 +144,7 @@ func New(o Options) (*FS, error) {
 		step:          o.Step,
 		kept:          make(map[string]*volume),
 	}
+	f.changed.Store(time.Now().UnixNano())
 	f.nodes.init(f.state)
 	f.dirs.init(dirCacheSize)
 	f.handles.init(f.state)

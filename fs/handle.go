@@ -10,7 +10,7 @@ import (
 	"github.com/croftfs/croft/fs/state"
 )
 
-// file is one open file or directory.
+// file is one open file.
 type file struct {
 	node  *node
 	flags uint32 // as the caller opened it
@@ -24,8 +24,6 @@ type file struct {
 	borrowed bool
 	// writes tells that it is counted in the node's writing; guarded by node.mu.
 	writes bool
-
-	dir dirStream // directories only
 }
 
 func (h *file) close() {
@@ -45,7 +43,7 @@ func (h *file) use() error {
 	case h.fd < 0:
 		h.mu.RUnlock()
 		return unix.EBADF
-	case h.node.vol != nil && h.node.vol.removed.Load():
+	case h.node.vol.removed.Load():
 		h.mu.RUnlock()
 		return unix.ESTALE
 	}

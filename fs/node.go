@@ -177,8 +177,7 @@ type rare struct {
 	gone *unix.Stat_t
 	// kept is where the next daemon finds it.
 	kept *state.Gone
-	// held is what a removed but open directory is charged until the last close,
-	// and a lingering file until it is forgotten.
+	// held is what a lingering file is charged until it is forgotten.
 	held quota.Usage
 
 	// grave is a descriptor (O_PATH) that keeps a replaced inode until the

@@ -353,8 +353,7 @@ func (w *victim) orphanedLocked() bool {
 
 // removedLocked credits what the loss of the name has freed. The victim's
 // charge was loaded before. A file with another link gives back the link; the
-// last link gives back all, unless the inode is open: a directory then floats
-// (an open file was made an orphan and does not come here). The credit comes
+// last link gives back all (an open file was made an orphan and does not come here). The credit comes
 // after the victim's descriptor is closed, which is what frees the blocks.
 func (f *FS) removedLocked(w *victim) {
 	n := w.n
@@ -365,11 +364,6 @@ func (f *FS) removedLocked(w *victim) {
 	n.setGoneLocked(w.lastStat())
 	if n.isDir() {
 		f.dirs.drop(n)
-		if n.opens > 0 {
-			n.held = quota.Usage{Bytes: n.charge(), Inodes: 1}
-			n.vol.float(n.held, 1)
-			return
-		}
 	}
 	w.close()
 	f.creditLocked(n)
@@ -463,7 +457,7 @@ func (f *FS) remove(in *fuse.InHeader, name string, flags int) error {
 		n.setOrphanLocked(orphan)
 		return nil
 	}
-	if n.isDir() && n.opens > 0 {
+	if n.isDir() && f.nodes.knows(n) { // somebody may be in it
 		n.keepStat(w.lastStat()) // before there is nothing to be read
 	}
 	if err := unix.Unlinkat(d.fd, name, flags); err != nil {

@@ -85,6 +85,7 @@ func (f *FS) Attach(k Kernel, tier Tier, group int) error {
 	attached := &attachment{k, tier}
 	f.kernel.Store(attached)
 	f.settleViews(attached)
+	f.changedVolumes() // the earlier daemon may have died before it told the kernel
 	if tier == TierGate || tier == TierHold {
 		f.holdAlways = tier == TierHold
 		if err := f.startGate(k, group); err != nil {
@@ -422,6 +423,9 @@ func (f *FS) reapForgotten(n *node) {
 		if n.writing != nil {
 			f.dropWritingLocked(n.writing) // its descriptor keeps the blocks
 		}
-		f.freeHeldLocked(n)
+		held := n.held
+		n.held = quota.Usage{}
+		n.vol.float(held, -1)
+		f.creditAllLocked(n, held)
 	}
 }

@@ -2,23 +2,31 @@ package fs
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
+	"maps"
+	"slices"
 	"sync"
+	"time"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
-// dirStream reads an open directory. Cookies are the backing filesystem's own
+// Directories have no handles: OPENDIR is answered with ENOSYS, once, and from then on
+// the kernel asks for it and for RELEASEDIR no more (FUSE_NO_OPENDIR_SUPPORT,
+// fuse_file_open in fs/fuse/file.c). Who lists a directory waits for one request less, and an
+// open directory is nothing that the next daemon would have to know. The kernel keeps all
+// listings then, the one of the volumes too: see changedVolumes.
+
+// dirStream reads a directory, for all that list it. Cookies are the backing filesystem's own
 // (d_off), so a stream stays right while entries come and go, and after a
-// seekdir or a restart.
+// seekdir, a restart, or the end of what it was read by.
 type dirStream struct {
 	mu  sync.Mutex
 	buf []byte // what getdents64 gave and the kernel has not had yet
 	pos uint64 // the cookie at which buf begins
-	// names are the volumes, for the directory that lists them.
-	names []string
 }
 
 // maxPage is the most that is read of a directory at once, in bytes; minPage is
@@ -28,7 +36,7 @@ const (
 	maxPage = 32 << 10
 )
 
-// pages are for getdents64: an open directory that nobody reads has none.
+// pages are for getdents64: a directory that nobody reads has none.
 var pages = sync.Pool{New: func() any { return new([maxPage]byte) }}
 
 // dirent is one entry of struct linux_dirent64.
@@ -52,50 +60,20 @@ func parseDirent(b []byte) dirent {
 	}
 }
 
-// OpenDir serves opendir(3).
-func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	if in.NodeId == rootIno {
-		fd, err := unix.FcntlInt(f.pool.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		if err != nil {
-			return toStatus(err)
-		}
-		out.Fh = f.handles.add(&file{node: newNode(rootIno, nil, handleKey{}, unix.S_IFDIR), fd: fd}, in.Unique)
-		return fuse.OK
-	}
-	n := f.nodes.get(in.NodeId)
-	if n == nil {
-		return fuse.Status(unix.ESTALE)
-	}
-	if err := f.handleRoom(n.vol); err != nil {
-		return toStatus(err)
-	}
-	n.lock()
-	defer n.unlock()
-	if n.lostLocked() {
-		return fuse.Status(unix.ESTALE)
-	}
-	fd, err := f.openNode(n, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return toStatus(err)
-	}
-	n.opens++
-	out.Fh = f.addHandle(&file{node: n, fd: fd, flags: in.Flags}, in.Unique)
-	// Nobody else changes the directory: the kernel may keep what it has read.
-	out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
-	return fuse.OK
-}
+// OpenDir says that there are no handles.
+func (f *FS) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status { return fuse.ENOSYS }
 
 // ReadDir serves getdents(2).
 func (f *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	// An entry takes up to a third more in the answer than in getdents64's.
-	return f.readDir(in, in.Size/4*3, func(_ *file, e fuse.DirEntry) bool { return out.AddDirEntry(e) })
+	return f.readDir(in, in.Size/4*3, func(_ *dirFD, e fuse.DirEntry) bool { return out.AddDirEntry(e) })
 }
 
 // ReadDirPlus is ReadDir with a lookup of each name, so that ls -l asks no more.
 func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	// Here mostly four to five times as much.
 	q := f.request(&in.InHeader)
-	return f.readDir(in, in.Size/5, func(h *file, e fuse.DirEntry) bool {
+	return f.readDir(in, in.Size/5, func(d *dirFD, e fuse.DirEntry) bool {
 		if !q.Room() {
 			return false
 		}
@@ -106,7 +84,7 @@ func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryL
 		if e.Name == "." || e.Name == ".." {
 			return true // the kernel wants no node for these
 		}
-		if h.node.id == rootIno {
+		if d == nil {
 			if f.lookupVolume(q, e.Name, entry) != fuse.OK {
 				*entry = fuse.EntryOut{}
 			}
@@ -114,32 +92,38 @@ func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryL
 		}
 		// A name that has gone since stays without a node: the kernel lists it
 		// and looks it up when asked.
-		key, st, err := describePath(h.fd, unsafe.StringData(e.Name)) // see dirent
+		key, st, err := describePath(d.fd, unsafe.StringData(e.Name)) // see dirent
 		if err != nil {
 			return true
 		}
-		fillEntry(entry, f.nodes.lookup(q, h.node.vol, key, st.Mode, nil), &st)
+		fillEntry(entry, f.nodes.lookup(q, d.node.vol, key, st.Mode, nil), &st)
 		return true
 	})
 }
 
 // readDir lists up to size bytes of getdents64's entries. It should be what the
-// answer has room for: what is too much is kept until the next request.
-func (f *FS) readDir(in *fuse.ReadIn, size uint32, add func(*file, fuse.DirEntry) bool) fuse.Status {
-	h, err := f.useHandle(in.Fh)
+// answer has room for: what is too much is kept until the next request. The directory of
+// volumes has no dirFD.
+func (f *FS) readDir(in *fuse.ReadIn, size uint32, add func(*dirFD, fuse.DirEntry) bool) fuse.Status {
+	if in.NodeId == rootIno {
+		f.listVolumes(in.Offset, func(e fuse.DirEntry) bool { return add(nil, e) })
+		return fuse.OK
+	}
+	n := f.nodes.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	d, err := f.dir(n)
 	if err != nil {
 		return toStatus(err)
 	}
-	defer h.done()
-	s := &h.dir
+	defer f.putDir(d)
+	s := &d.stream
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if h.node.id == rootIno {
-		f.listVolumes(h, in.Offset, add)
-		return fuse.OK
-	}
-	if s.pos != in.Offset {
-		if _, err := unix.Seek(h.fd, int64(in.Offset), unix.SEEK_SET); err != nil {
+	// At the beginning also for btrfs, which lists what there was at the last rewind.
+	if s.pos != in.Offset || in.Offset == 0 {
+		if _, err := unix.Seek(d.fd, int64(in.Offset), unix.SEEK_SET); err != nil {
 			return toStatus(err)
 		}
 		s.buf, s.pos = nil, in.Offset
@@ -157,21 +141,21 @@ func (f *FS) readDir(in *fuse.ReadIn, size uint32, add func(*file, fuse.DirEntry
 				return fuse.OK // one getdents a request: small directories fit
 			}
 			page = pages.Get().(*[maxPage]byte)
-			n, err := unix.Getdents(h.fd, page[:min(max(size, minPage), maxPage)])
+			got, err := unix.Getdents(d.fd, page[:min(max(size, minPage), maxPage)])
 			if err != nil {
 				return toStatus(err)
 			}
-			if n == 0 {
+			if got == 0 {
 				return fuse.OK
 			}
-			s.buf = page[:n]
+			s.buf = page[:got]
 		}
 		e := parseDirent(s.buf)
 		ino := e.ino
-		if e.name == ".." && h.node == h.node.vol.root {
+		if e.name == ".." && n == n.vol.root {
 			ino = rootIno
 		}
-		if !add(h, fuse.DirEntry{Name: e.name, Mode: e.mode, Ino: ino, Off: e.next}) {
+		if !add(d, fuse.DirEntry{Name: e.name, Mode: e.mode, Ino: ino, Off: e.next}) {
 			return fuse.OK
 		}
 		added = true
@@ -179,29 +163,39 @@ func (f *FS) readDir(in *fuse.ReadIn, size uint32, add func(*file, fuse.DirEntry
 	}
 }
 
-// listVolumes lists the volumes as they were at opendir, or are at rewinddir.
-func (f *FS) listVolumes(h *file, off uint64, add func(*file, fuse.DirEntry) bool) {
-	s := &h.dir
-	if off == 0 || s.names == nil { // or an earlier daemon has listed them
-		s.names = f.volumeIDs()
-	}
-	for i := off; i < uint64(len(s.names))+2; i++ {
-		e := fuse.DirEntry{Mode: unix.S_IFDIR, Ino: rootIno, Off: i + 1}
-		switch i {
-		case 0:
-			e.Name = "."
-		case 1:
-			e.Name = ".."
-		default:
-			e.Name = s.names[i-2]
-			v, err := f.volume(e.Name)
-			if err != nil {
-				continue
-			}
-			e.Ino = v.ino
-		}
-		if !add(h, e) {
+// listVolumes lists the volumes from a cookie on: 1 and 2 come after "." and "..", and
+// after a volume comes the number of its root, so that a listing stays right while volumes
+// come and go. Filesystems number inodes from more than that.
+func (f *FS) listVolumes(after uint64, add func(fuse.DirEntry) bool) {
+	for at, name := range []string{".", ".."} {
+		if off := uint64(at + 1); off > after && !add(fuse.DirEntry{Name: name, Mode: unix.S_IFDIR, Ino: rootIno, Off: off}) {
 			return
+		}
+	}
+	f.mu.RLock()
+	volumes := slices.Collect(maps.Values(f.volumes))
+	f.mu.RUnlock()
+	slices.SortFunc(volumes, func(a, b *volume) int { return cmp.Compare(a.ino, b.ino) })
+	for _, v := range volumes {
+		if v.ino > after && !add(fuse.DirEntry{Name: v.id, Mode: unix.S_IFDIR, Ino: v.ino, Off: v.ino}) {
+			return
+		}
+	}
+}
+
+// changedVolumes has the kernel list the volumes anew: it keeps a listing while the time of
+// the directory's last change stays (fuse_readdir_cached in fs/fuse/readdir.c), and asks for that now.
+// Whatever was listed before that time was read is dropped then, too. It must not be called with f.mu held, nor by a handler.
+func (f *FS) changedVolumes() {
+	for {
+		old := f.changed.Load()
+		if f.changed.CompareAndSwap(old, max(old+1, time.Now().UnixNano())) {
+			break
+		}
+	}
+	if k := f.kernel.Load(); k != nil {
+		if _, err := k.NotifyInvalInode(rootIno, -1, 0); err != nil {
+			f.log.Sugar().Warnw("invalidate the list of volumes", "error", err)
 		}
 	}
 }

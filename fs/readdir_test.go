@@ -45,16 +45,11 @@ func BenchmarkReadDirPlus(b *testing.B) {
 	if s := f.Lookup(nil, &fuse.InHeader{NodeId: 1}, "v", &root); s != fuse.OK {
 		b.Fatal(s)
 	}
-	in := &fuse.OpenIn{InHeader: fuse.InHeader{NodeId: root.NodeId}}
-	var dir fuse.OpenOut
-	if s := f.OpenDir(nil, in, &dir); s != fuse.OK {
-		b.Fatal(s)
-	}
 	page := make([]byte, 64<<10)
 	list := func(each func(page []byte)) {
 		for at := uint64(0); ; {
 			out := fuse.NewDirEntryList(page, at)
-			if s := f.ReadDirPlus(nil, &fuse.ReadIn{Fh: dir.Fh, Offset: at, Size: uint32(len(page))}, out); s != fuse.OK {
+			if s := f.ReadDirPlus(nil, &fuse.ReadIn{InHeader: fuse.InHeader{NodeId: root.NodeId}, Offset: at, Size: uint32(len(page))}, out); s != fuse.OK {
 				b.Fatal(s)
 			}
 			if len(out.Bytes()) == 0 {

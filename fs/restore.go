@@ -274,12 +274,6 @@ func (f *FS) reopen(r *state.Handle) error {
 		f.restored.opened[r.Request] = r.ID
 	}
 	h := &file{flags: r.Flags, record: r, fd: -1}
-	if r.Node == rootIno {
-		fd, err := unix.FcntlInt(f.pool.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		h.node, h.fd = newNode(rootIno, nil, handleKey{}, unix.S_IFDIR), fd
-		f.handles.open[r.ID] = h
-		return err
-	}
 	n := f.nodes.get(r.Node)
 	if n == nil {
 		f.state.RemoveHandle(r)
@@ -294,8 +288,6 @@ func (f *FS) reopen(r *state.Handle) error {
 	switch {
 	case r.Bits&handleWrites != 0:
 		h.writes = true // its descriptor is the writing's
-	case n.isDir():
-		h.fd, err = f.openNode(n, unix.O_RDONLY|unix.O_DIRECTORY)
 	case n.io == ioPassed && !isWriter(r.Flags):
 		if n.backing.fd < 0 {
 			n.backing.fd, err = f.openNode(n, unix.O_RDONLY)

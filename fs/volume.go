@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sort"
 	"sync"
 	"sync/atomic"
 
@@ -79,7 +78,7 @@ type volume struct {
 	dirtyMu sync.Mutex
 	dirty   atomic.Bool
 
-	// floatMu guards floating: what removed but open directories still hold.
+	// floatMu guards floating: what removed files still hold that are mapped.
 	floatMu  sync.Mutex
 	floating quota.Usage
 
@@ -155,7 +154,7 @@ func (v *volume) markDirty() error {
 	return nil
 }
 
-// float moves the charge of a removed but open directory in (sign 1) or out
+// float moves the charge of a removed but mapped file in (sign 1) or out
 // (sign -1) of the volume's floating charges.
 func (v *volume) float(u quota.Usage, sign int64) {
 	v.floatMu.Lock()
@@ -184,6 +183,7 @@ func (f *FS) AddVolume(c VolumeConfig) error {
 	if err != nil {
 		return fmt.Errorf("volume %s: %w", c.ID, err)
 	}
+	defer f.changedVolumes()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.volumes[c.ID] != nil {
@@ -211,7 +211,7 @@ func (f *FS) AddVolume(c VolumeConfig) error {
 }
 
 // RemoveVolume stops serving a volume: its nodes answer ESTALE from then on.
-// ErrBusy when files or directories of it are open and force is false,
+// ErrBusy when files of it are open and force is false,
 // ErrNoVolume when it is not served.
 func (f *FS) RemoveVolume(id string, force bool) error {
 	v, err := f.volume(id)
@@ -231,6 +231,7 @@ func (f *FS) RemoveVolume(id string, force bool) error {
 	f.mu.Lock()
 	delete(f.volumes, id)
 	f.mu.Unlock()
+	f.changedVolumes()
 	if k := f.kernel.Load(); k != nil {
 		// ENOENT: the kernel has not heard of it, which is as good.
 		if err := k.NotifyInvalEntry(rootIno, id); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -278,19 +279,7 @@ func (f *FS) volume(id string) (*volume, error) {
 	return v, nil
 }
 
-// volumeIDs lists the served volumes in order.
-func (f *FS) volumeIDs() []string {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	ids := make([]string, 0, len(f.volumes))
-	for id := range f.volumes {
-		ids = append(ids, id)
-	}
-	sort.Strings(ids)
-	return ids
-}
-
-// OpenFiles counts a volume's open files and directories; 0 when it is not served.
+// OpenFiles counts a volume's open files; 0 when it is not served.
 func (f *FS) OpenFiles(id string) int {
 	v, err := f.volume(id)
 	if err != nil {
@@ -309,7 +298,7 @@ func (f *FS) Changes(id string) uint64 {
 }
 
 // Quiesce calls fn while no change of the volume is under way; changes that
-// come wait. floating is what removed but open directories and replaced files
+// come wait. floating is what removed but mapped files and replaced files
 // hold: it is in the ledger but in no tree. fn must not touch the mount.
 func (f *FS) Quiesce(id string, fn func(floating quota.Usage) error) error {
 	v, err := f.volume(id)
@@ -341,7 +330,7 @@ func (f *FS) Quiesce(id string, fn func(floating quota.Usage) error) error {
 // ResetCharges makes every inode's charge be read from the disk when it is next
 // needed. Call it inside Quiesce, after the ledger was set to what the disk
 // holds: what is remembered may be what made the two differ. What removed but
-// open directories hold is not read again; it is in Quiesce's floating.
+// mapped files hold is not read again; it is in Quiesce's floating.
 func (f *FS) ResetCharges(id string) {
 	v, err := f.volume(id)
 	if err != nil {

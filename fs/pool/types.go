@@ -128,7 +128,7 @@ type Volume struct {
 	Limit   quota.Usage `json:"limit"`
 	Used    quota.Usage `json:"used"`
 	Created time.Time   `json:"created"`
-	// Open counts open files and directories; 0 when the pool is not mounted.
+	// Open counts open files; 0 when the pool is not mounted.
 	Open int `json:"open"`
 	// Gated tells that it has so little room that every system call on its written
 	// files is held (fs.TierGate), Gatings how often that has begun since it is served.

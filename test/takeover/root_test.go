@@ -5,10 +5,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/croftfs/croft/test/kit"
 )
@@ -71,4 +74,58 @@ func TestDeletedVolumes(t *testing.T) {
 	t.Log(deleted.Load(), "volumes were deleted")
 	over.Store(true)
 	all.Wait()
+}
+
+// TestListedVolumes: the kernel keeps the list of volumes, and yet each call is seen at once, also by who has it
+// open, whichever daemon has made the volume, and whichever has listed them.
+func TestListedVolumes(t *testing.T) {
+	p := kit.NewPool(t, "ext4")
+	p.Keeper = "auto"
+	p.Mount()
+	open, err := unix.Open(p.Mnt, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	kit.OK(t, err)
+	defer unix.Close(open)
+	want := []string{}
+	compare := func(when string) {
+		t.Helper()
+		fresh, err := os.ReadDir(p.Mnt)
+		kit.OK(t, err)
+		names := []string{}
+		for _, e := range fresh {
+			names = append(names, e.Name())
+		}
+		if !slices.Equal(names, want) {
+			t.Errorf("%s: listed are %v, there are %v", when, names, want)
+		}
+		_, err = unix.Seek(open, 0, unix.SEEK_SET)
+		kit.OK(t, err)
+		names = []string{}
+		for buf := make([]byte, 64); ; { // little more than a name at a time
+			n, err := unix.Getdents(open, buf)
+			kit.OK(t, err)
+			if n == 0 {
+				break
+			}
+			_, _, names = unix.ParseDirent(buf[:n], -1, names)
+		}
+		if slices.Sort(names); !slices.Equal(names, want) {
+			t.Errorf("%s: after rewinding these are listed: %v, there are %v", when, names, want)
+		}
+	}
+	for i := range 12 {
+		name := fmt.Sprintf("v%02d", i)
+		compare("before " + name)
+		p.Create(name, kit.Mi)
+		want = append(want, name)
+		compare(name + " was made")
+		if i%3 == 0 {
+			p.KillServing()
+			compare("another daemon")
+		}
+		if i%4 == 3 {
+			p.MustVolume("delete", want[1])
+			want = slices.Delete(want, 1, 2)
+			compare("one was deleted")
+		}
+	}
 }
