@@ -59,9 +59,27 @@ func (f *FS) loadLocked(n *node, fd int) error {
 // reloadLocked reads from the disk what the node is to be charged, and what else is
 // known of it then; the caller sets the charge.
 func (f *FS) reloadLocked(n *node, fd int) (uint64, error) {
+	charge, doubtful, err := f.reloadNowLocked(n, fd)
+	if doubtful {
+		awaitAllocation(fd)
+		charge, _, err = f.reloadNowLocked(n, fd)
+	}
+	return charge, err
+}
+
+// awaitAllocation is quota's, for the file behind fd, which may be O_PATH.
+func awaitAllocation(fd int) {
+	if r, done, err := reopen(fd); err == nil {
+		quota.AwaitAllocation(r)
+		done()
+	}
+}
+
+// reloadNowLocked is reloadLocked once. doubtful tells that st_blocks was the size, but perhaps for a moment only.
+func (f *FS) reloadNowLocked(n *node, fd int) (charge uint64, doubtful bool, err error) {
 	st, charge, prealloc, err := f.measure(fd)
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	data := charge - min(charge, linkCharge(uint64(st.Nlink)))
 	dense := n.isRegular() && prealloc == 0 && data == f.roundUp(uint64(st.Size))
@@ -69,17 +87,18 @@ func (f *FS) reloadLocked(n *node, fd int) (uint64, error) {
 		// Perhaps by blocks that st_blocks counts and the file does not hold,
 		// or holds beyond its end.
 		if dense, err = f.allMapped(fd, uint64(st.Size)); err != nil {
-			return 0, err
+			return 0, false, err
 		}
 		if prealloc, err = quota.ReadPrealloc(fd); err != nil {
-			return 0, err
+			return 0, false, err
 		}
+		doubtful = !f.isBtrfs && prealloc > 0 || f.isXFS && !dense
 		dense = dense && prealloc == 0
 	}
 	n.size, n.charged, n.dense = uint64(st.Size), true, dense
 	n.setPreallocLocked(prealloc)
 	n.setUnsureLocked(false)
-	return charge, nil
+	return charge, doubtful, nil
 }
 
 // findDenseLocked looks whether a file has no holes any more: many programs set
@@ -199,8 +218,16 @@ func (f *FS) hiddenLocked(n *node, fd int, size uint64) (uint64, error) {
 		return 0, err
 	}
 	data := n.charge() - min(n.charge(), linkCharge(uint64(st.Nlink)))
-	if blocks := uint64(st.Blocks) * 512; blocks > data {
-		return f.roundUp(size) - min(f.roundUp(size), data), nil
+	size = f.roundUp(size)
+	hides := func() bool { return uint64(st.Blocks)*512 > data }
+	if data < size && !hides() && f.rule.MayHide(fd) {
+		awaitAllocation(fd)
+		if err := unix.Fstat(fd, &st); err != nil {
+			return 0, err
+		}
+	}
+	if hides() {
+		return size - min(size, data), nil
 	}
 	return 0, nil
 }

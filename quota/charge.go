@@ -35,6 +35,9 @@ type Rule struct {
 	// Block is the unit in which data is charged, in bytes: the larger of
 	// MinBlock and the backing filesystem's f_bsize. Less counts as MinBlock.
 	Block uint64
+	// Type is the backing filesystem's f_type (statfs(2)). By it Charge and MayHide know
+	// what st_blocks counts; 0 counts as that of one whose st_blocks is of data only.
+	Type int64
 }
 
 // Range is [From, To) of a file, in bytes.
@@ -46,7 +49,7 @@ func RuleFor(fd int) (Rule, error) {
 	if err := retry(func() error { return unix.Fstatfs(fd, &st) }); err != nil {
 		return Rule{}, fmt.Errorf("statfs: %w", err)
 	}
-	return Rule{Block: max(MinBlock, uint64(st.Bsize))}, nil
+	return Rule{Block: max(MinBlock, uint64(st.Bsize)), Type: int64(st.Type)}, nil
 }
 
 func (r Rule) block() uint64 { return max(r.Block, MinBlock) }
@@ -104,8 +107,11 @@ func (r Rule) NeedsMap(st *unix.Stat_t) bool {
 
 // Charge returns what the inode that st describes counts, in bytes, with
 // LinkCharge for its further links. open is called at most once, when NeedsMap;
-// it gives a descriptor of the same inode that is open for reading, and done to
+// it gives a new descriptor of the same inode that is open for reading, and done to
 // call when it is no longer needed. prealloc is what ReadPrealloc says of it.
+//
+// st is read anew where blocks are being allocated, by which it is wrong for a
+// moment; see AwaitAllocation.
 func (r Rule) Charge(st *unix.Stat_t, open func() (fd int, done func(), err error), prealloc uint64) (uint64, error) {
 	i := inodeOf(st)
 	if charge, ok := r.plain(i); ok {
@@ -116,12 +122,64 @@ func (r Rule) Charge(st *unix.Stat_t, open func() (fd int, done func(), err erro
 		return 0, fmt.Errorf("open for its mapping: %w", err)
 	}
 	defer done()
-	return r.mappedCharge(i, fd, prealloc)
+	return r.mappedCharge(st, fd, prealloc)
 }
 
-func (r Rule) mappedCharge(i inode, fd int, prealloc uint64) (uint64, error) {
+// mappedCharge is Charge where the mapping has to be looked at.
+func (r Rule) mappedCharge(st *unix.Stat_t, fd int, prealloc uint64) (uint64, error) {
+	i := inodeOf(st)
 	mapped, err := r.Mapped(fd, 0, max(i.size, prealloc))
+	if err == nil && r.doubtful(i, mapped, fd) {
+		AwaitAllocation(fd)
+		if err = retry(func() error { return unix.Fstat(fd, st) }); err != nil {
+			return 0, err
+		}
+		i = inodeOf(st)
+		if charge, ok := r.plain(i); ok {
+			return charge, nil
+		}
+		mapped, err = r.Mapped(fd, 0, max(i.size, prealloc))
+	}
 	return mapped + i.links(), err
+}
+
+// doubtful tells whether the blocks that a small file has may be as many as its size, though
+// st_blocks said something else when it was read: some of them are none of those that are mapped.
+func (r Rule) doubtful(i inode, mapped uint64, fd int) bool {
+	size := r.roundUp(i.size)
+	if i.size > 4*r.block() || mapped >= size {
+		return false
+	}
+	// Of ext4 that is one at the most.
+	return r.Type == unix.XFS_SUPER_MAGIC || mapped+r.block() == size && r.MayHide(fd)
+}
+
+// MayHide tells whether st_blocks of the regular file behind fd, one of at most four blocks, may count some that
+// are no data: xfs has some ready beyond the end, and both it and ext4 have one for
+// attributes. fd may be O_PATH.
+func (r Rule) MayHide(fd int) bool {
+	switch r.Type {
+	case unix.XFS_SUPER_MAGIC:
+		return true
+	case unix.EXT4_SUPER_MAGIC:
+		size, err := unix.Listxattr(procPath(fd), nil)
+		return err != nil || size > 0
+	}
+	return false
+}
+
+// AwaitAllocation waits until no block of the file is being allocated that was written before. When one is written
+// back, it is taken off those that wait before it is counted as the file's, or the other way
+// round, and in between st_blocks is wrong by that: on ext4 for as long as the kernel's thread is kept from
+// running (ext4_da_update_reserve_space in fs/ext4/inode.c), on xfs for some
+// instructions (xfs_bmap_alloc_account in fs/xfs/libxfs/xfs_bmap.c).
+//
+// Errors of writing back are for whoever syncs the file: fd, which is open and not O_PATH, should be
+// a descriptor that nobody does that with, or it takes them away.
+func AwaitAllocation(fd int) {
+	_ = retry(func() error {
+		return unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+	})
 }
 
 // Mapped returns how many bytes are in blocks of [from, to) that are mapped:

@@ -186,8 +186,12 @@ func (w *scanWorker) chargeFile(dirFD int, name string) (i inode, charge uint64,
 	if err != nil {
 		return i, 0, err
 	}
-	charge, err = w.rule.mappedCharge(i, fd, prealloc)
-	return i, charge, err
+	var st unix.Stat_t
+	if err := retry(func() error { return unix.Fstat(fd, &st) }); err != nil {
+		return i, 0, err
+	}
+	charge, err = w.rule.mappedCharge(&st, fd, prealloc)
+	return inodeOf(&st), charge, err
 }
 
 var emptyName = [1]byte{}
