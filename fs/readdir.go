@@ -27,6 +27,10 @@ type dirStream struct {
 	mu  sync.Mutex
 	buf []byte // what getdents64 gave and the kernel has not had yet
 	pos uint64 // the cookie at which buf begins
+	// begun tells that the descriptor has been read from the start first. Else ext4, when it is
+	// read from the end first, finds nothing after a rewind: it takes the place for the one that it is at
+	// (info->last_pos in ext4_dx_readdir, fs/ext4/dir.c), by a hash that is the end's.
+	begun bool
 }
 
 // maxPage is the most that is read of a directory at once, in bytes; minPage is
@@ -121,6 +125,15 @@ func (f *FS) readDir(in *fuse.ReadIn, size uint32, add func(*dirFD, fuse.DirEntr
 	s := &d.stream
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.begun && in.Offset != 0 {
+		page := pages.Get().(*[maxPage]byte)
+		_, err := unix.Getdents(d.fd, page[:minPage])
+		pages.Put(page)
+		if err != nil {
+			return toStatus(err)
+		}
+	}
+	s.begun = true
 	// At the beginning also for btrfs, which lists what there was at the last rewind.
 	if s.pos != in.Offset || in.Offset == 0 {
 		if _, err := unix.Seek(d.fd, int64(in.Offset), unix.SEEK_SET); err != nil {

@@ -129,3 +129,42 @@ func TestListedVolumes(t *testing.T) {
 		}
 	}
 }
+
+// TestListingGoesOn: what the next daemon is asked for first is the end of a listing, and then another one.
+func TestListingGoesOn(t *testing.T) {
+	for _, fstype := range kit.Filesystems {
+		t.Run(fstype, func(t *testing.T) {
+			p := kit.NewPool(t, fstype)
+			p.Keeper = "auto"
+			p.Mount()
+			dir := p.Create("v", kit.Mi)
+			want := []string{}
+			for i := range 5 {
+				want = append(want, fmt.Sprint("file", i))
+				kit.OK(t, os.WriteFile(filepath.Join(dir, want[i]), nil, 0o644))
+				open, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+				kit.OK(t, err)
+				buf := make([]byte, 4096)
+				if n, err := unix.Getdents(open, buf); err != nil || n == 0 {
+					t.Fatalf("%d bytes, %v", n, err)
+				}
+				p.KillServing()
+				if n, err := unix.Getdents(open, buf); err != nil || n != 0 {
+					t.Errorf("at the end: %d bytes, %v", n, err)
+				}
+				kit.OK(t, unix.Close(open))
+				kit.OK(t, os.WriteFile(filepath.Join(dir, "more"), nil, 0o644))
+				kit.OK(t, os.Remove(filepath.Join(dir, "more")))
+				entries, err := os.ReadDir(dir)
+				kit.OK(t, err)
+				names := []string{}
+				for _, e := range entries {
+					names = append(names, e.Name())
+				}
+				if !slices.Equal(names, want) {
+					t.Errorf("listed are %v, there are %v", names, want)
+				}
+			}
+		})
+	}
+}
