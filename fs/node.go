@@ -526,10 +526,10 @@ func (n *node) keepStat(st *unix.Stat_t) {
 	}
 }
 
-// lostLocked tells that the inode is no more, and its charge given back: it must
+// lostLocked tells that the inode is no more, and its charge given back, or kept for mappings only: it must
 // not be used, though a descriptor on it could still be had for a moment.
 func (n *node) lostLocked() bool {
-	return n.gone != nil && n.grave < 0 && (n.lingers || n.held == (quota.Usage{}))
+	return n.gone != nil && n.grave < 0
 }
 
 func (n *node) lingering() bool {

@@ -304,3 +304,34 @@ func TestPrealloc(t *testing.T) {
 		t.Error("no descriptor, and no error")
 	}
 }
+
+// TestChargeLooksAgain: st_blocks that was read in the moment when a block is being allocated is one too few.
+func TestChargeLooksAgain(t *testing.T) {
+	dir := t.TempDir()
+	r := ruleFor(t, dir)
+	f, err := os.Create(filepath.Join(dir, "f"))
+	must(t, err)
+	defer f.Close()
+	block := make([]byte, r.Block)
+	for _, at := range []int64{0, 2} { // and a hole between
+		_, err := f.WriteAt(block, at*int64(r.Block))
+		must(t, err)
+	}
+	must(t, unix.Fsetxattr(int(f.Fd()), "user.x", make([]byte, 3000), 0))
+	charge := func(st unix.Stat_t) uint64 {
+		t.Helper()
+		got, err := r.Charge(&st, func() (int, func(), error) {
+			fd, err := unix.Open(f.Name(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			return fd, func() { unix.Close(fd) }, err
+		}, 0)
+		must(t, err)
+		return got
+	}
+	var st unix.Stat_t
+	must(t, unix.Fstat(int(f.Fd()), &st))
+	short := st
+	short.Blocks -= int64(r.Block / 512)
+	if want, got := charge(st), charge(short); got != want {
+		t.Errorf("%d bytes with st_blocks of %d, %d with %d", want, st.Blocks, got, short.Blocks)
+	}
+}

@@ -88,16 +88,11 @@ func TestListedVolumes(t *testing.T) {
 	want := []string{}
 	compare := func(when string) {
 		t.Helper()
-		fresh, err := os.ReadDir(p.Mnt)
-		kit.OK(t, err)
-		names := []string{}
-		for _, e := range fresh {
-			names = append(names, e.Name())
-		}
+		names := listed(t, p.Mnt)
 		if !slices.Equal(names, want) {
 			t.Errorf("%s: listed are %v, there are %v", when, names, want)
 		}
-		_, err = unix.Seek(open, 0, unix.SEEK_SET)
+		_, err := unix.Seek(open, 0, unix.SEEK_SET)
 		kit.OK(t, err)
 		names = []string{}
 		for buf := make([]byte, 64); ; { // little more than a name at a time
@@ -155,16 +150,22 @@ func TestListingGoesOn(t *testing.T) {
 				kit.OK(t, unix.Close(open))
 				kit.OK(t, os.WriteFile(filepath.Join(dir, "more"), nil, 0o644))
 				kit.OK(t, os.Remove(filepath.Join(dir, "more")))
-				entries, err := os.ReadDir(dir)
-				kit.OK(t, err)
-				names := []string{}
-				for _, e := range entries {
-					names = append(names, e.Name())
-				}
-				if !slices.Equal(names, want) {
+				if names := listed(t, dir); !slices.Equal(names, want) {
 					t.Errorf("listed are %v, there are %v", names, want)
 				}
 			}
 		})
 	}
+}
+
+// listed opens and lists a directory; the names are sorted.
+func listed(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	kit.OK(t, err)
+	names := []string{}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
 }

@@ -236,7 +236,7 @@ func (a *App) runMount(cmd *cobra.Command, o *mountOptions, args []string) (err 
 		d.tier = croftfs.Tier(o.tier.word)
 	}
 	raiseLimits(d.log)
-	a.tuneRuntime()
+	a.tuneRuntime(d.log)
 	err = d.run(cmd.Context(), places)
 	if err != nil && d.supervised && !errors.Is(err, errHandedOver) && !d.began {
 		ready(err)

@@ -7,13 +7,16 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // tuneRuntime fits Go's runtime to a process that is in system calls nearly always.
-// What cannot be done is left: it only makes requests slower.
-func (a *App) tuneRuntime() {
+func (a *App) tuneRuntime(log *zap.Logger) {
 	a.spareProcs()
-	_ = calmSysmon()
+	if err := calmSysmon(); err != nil {
+		log.Warn("the Go runtime's monitor cannot be told to wake late (CAP_SYS_NICE): requests are slower", zap.Error(err))
+	}
 }
 
 // spareProcs gives the scheduler more processors than there are. As long as another one
